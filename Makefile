@@ -1,0 +1,49 @@
+# Every target first makes the virtual environment it needs; only python3 (3.10 or newer) and make are expected.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := deploy/constraints.txt
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test check lint types drift proto constraints clean
+
+demo: $(VENV)/.ready
+	$(BIN)/train-client demo --out out/demo
+
+test: $(VENV)/.ready
+	$(BIN)/pytest -m "not gpu"
+
+check: lint types drift test
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+# Generated code is committed, so that installing needs no compiler; this proves it matches the contract.
+drift: $(VENV)/.ready
+	$(BIN)/python tests/contract/generate.py --check
+
+proto: $(VENV)/.ready
+	$(BIN)/python tests/contract/generate.py
+
+# Torch comes first and through pip, so that pip's own configuration decides between the CPU and the CUDA build;
+# uv then resolves the rest against it in seconds.
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "subbatch needs Python 3.10 or newer, this is " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf out .mypy_cache .ruff_cache .pytest_cache
+
+# CUDA's packages are left to torch, whose build decides whether there are any.
+constraints: $(VENV)/.ready
+	(echo '# Tested versions, resolved from constraints.in by `make constraints`.'; grep -E '^(torch|uv)==' deploy/constraints.in; \
+	 $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-emit-package torch --no-annotate --no-header \
+	   --constraint deploy/constraints.in pyproject.toml | grep -v -i -E '^(nvidia|cuda|triton)') > $(CONSTRAINTS).new
+	mv $(CONSTRAINTS).new $(CONSTRAINTS)

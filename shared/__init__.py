@@ -1,0 +1,1 @@
+"""What the selector server and the trainers share: records, wire, store, weights, timing. It imports neither."""

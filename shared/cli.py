@@ -1,0 +1,48 @@
+"""What both command lines share: logging, and errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shared.config import Config, load_config
+from shared.errors import ConfigError, SubbatchError
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that `read_config` reads."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file; every key can also be given as --branch.key VALUE or as SUBBATCH_BRANCH__KEY",
+    )
+
+
+def read_config(arguments: argparse.Namespace, rest: Sequence[str]) -> Config:
+    """The configuration that a command's arguments name."""
+    return load_config(arguments.config, list(rest))
+
+
+def run_command(main: Callable[[], None]) -> int:
+    """Run a command; an error of ours becomes one line on standard error and an exit code other than 0."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    for chatty in ("httpx", "datasets", "transformers", "filelock", "fsspec"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        main()
+    except SubbatchError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

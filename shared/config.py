@@ -1,0 +1,255 @@
+"""The one configuration tree, read from a TOML file, the environment and the command line, in rising precedence.
+
+The same file serves the selector server and the trainers, so that the two can't drift apart. Each component gets its
+own branch. Environment variables are named SUBBATCH_BRANCH__KEY; the command line takes --branch.key VALUE.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from shared.errors import ConfigError
+from shared.timing import Timing
+
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Branch(BaseModel):
+    """Base of every branch: immutable, and a key nobody reads is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Branch):
+    """The frozen base model. `path` is a hub id, a folder, or a .gguf file."""
+
+    path: str = ""
+    revision: str = "main"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+
+class DataConfig(Branch):
+    """Stores that `selector-server prepare` wrote."""
+
+    store: Path | None = None
+    heldout_store: Path | None = None
+
+
+class SelectionConfig(Branch):
+    """How a step's sub-batch is found. Part of a run's identity: it can't change while the run lives."""
+
+    preset: Literal["paper"] = "paper"
+    large_batch_size: Positive = 128
+    sub_batch_size: Positive = 64
+    sampling: Literal["inverse_source", "uniform", "temperature"] = "inverse_source"
+    # A source's share is rows^(1 / temperature): 1 draws rows uniformly, large values draw sources equally.
+    temperature: Annotated[float, Field(ge=1)] = 1.0
+    # `random` takes the first rows in draw order and scores nothing: the baseline of every experiment.
+    pick: Literal["facility_location", "random"] = "facility_location"
+    epsilon: Annotated[float, Field(gt=0)] = 1e-3
+    num_probes: Positive = 1
+    sparsify_k: Positive = 2560
+    score_tokens: Positive = 8192
+
+    @model_validator(mode="after")
+    def _sub_batch_fits(self) -> SelectionConfig:
+        if self.sub_batch_size > self.large_batch_size:
+            raise ValueError(
+                f"sub_batch_size {self.sub_batch_size} is larger than large_batch_size {self.large_batch_size}: "
+                "a sub-batch is picked from the large batch, so lower the first or raise the second"
+            )
+        return self
+
+    @property
+    def scores(self) -> bool:
+        """Whether rows are scored, hence whether the selector needs the trainers' weights."""
+        return self.pick != "random"
+
+
+class RunConfig(Branch):
+    """One fine-tuning job."""
+
+    name: RunName = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    num_steps: Positive = 1000
+    staleness: Annotated[int, Field(ge=0)] = 1
+    push_every: Positive = 1
+    # Steps the server may work ahead of the slowest rank; default staleness + push_every - 1.
+    lookahead: int | None = None
+    # Start over under a name that the server knows already.
+    restart: bool = False
+
+    @model_validator(mode="after")
+    def _lookahead_overlaps(self) -> RunConfig:
+        if self.lookahead is not None and self.lookahead < self.staleness:
+            raise ValueError(
+                f"lookahead {self.lookahead} is less than staleness {self.staleness}, which would make the trainers "
+                "wait for every selection: raise lookahead or lower staleness"
+            )
+        return self
+
+    def timing(self, *, scores: bool) -> Timing:
+        """The rules of what may overlap, for this run."""
+        return Timing(
+            num_steps=self.num_steps,
+            staleness=self.staleness,
+            push_every=self.push_every,
+            lookahead=self.staleness + self.push_every - 1 if self.lookahead is None else self.lookahead,
+            scores=scores,
+        )
+
+
+class TlsConfig(Branch):
+    """PEM files. The server needs certificate and key; `ca` makes either side verify the other."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> TlsConfig:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError(f"certificate {self.certificate} and key {self.key} go together: give both or neither")
+        return self
+
+
+class ServerConfig(Branch):
+    """Where and how the selector server runs."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 50051
+    device: str = "auto"
+    journal: Path = Path("out/journal")
+    threads: Annotated[int, Field(ge=0)] = 0
+    max_runs: Positive = 16
+    max_weights_bytes: Positive = 64 * 2**30
+    token_file: Path | None = None
+    tls: TlsConfig | None = None
+
+
+class ClientConfig(Branch):
+    """How a trainer reaches its selector: a server's address, or `inline` for selection in the training process."""
+
+    selector: str = "127.0.0.1:50051"
+    # How long to wait for a server that was never reached, and for one that went away or is late.
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    wait_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    call_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    token_file: Path | None = None
+    tls: TlsConfig | None = None
+
+
+class LoraSettings(Branch):
+    """The adapter of the reference loop; any PEFT LoRA config works with the plugin."""
+
+    rank: Positive = 128
+    alpha: Annotated[float, Field(gt=0)] = 512
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "fc1", "fc2")
+
+
+class TrainConfig(Branch):
+    """The reference loop. `lora = false` trains every weight."""
+
+    output: Path = Path("out/train")
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    micro_batch_size: Positive = 8
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    lora: LoraSettings | Literal[False] = LoraSettings()
+    device: Literal["auto", "cpu"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    save_every: Annotated[int, Field(ge=0)] = 0
+    # A checkpoint's folder, or `latest` for the newest one in `output`, if there is any.
+    resume: Path | None = None
+    eval_every: Annotated[int, Field(ge=0)] = 0
+    trackers: tuple[str, ...] = ()
+
+
+class Config(BaseSettings):
+    """The whole tree. Components take a branch of it, never the tree."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="SUBBATCH_",
+        env_nested_delimiter="__",
+        cli_prog_name="",
+        cli_hide_none_type=True,
+        nested_model_default_partial_update=True,
+    )
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    selection: SelectionConfig = SelectionConfig()
+    run: RunConfig = RunConfig()
+    server: ServerConfig = ServerConfig()
+    client: ClientConfig = ClientConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:
+    """Read the tree from a TOML file, the environment and `--branch.key VALUE` arguments.
+
+    Relative paths in the tree are relative to the working directory, whatever gave them.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key (with the nearest known one), or a wrong value.
+    """
+    if path is not None and not path.is_file():
+        raise ConfigError(f"config file {path} does not exist: give the path of a TOML file")
+
+    class FromFile(Config):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            cli = CliSettingsSource[Any](settings_cls, cli_parse_args=overrides or [], cli_exit_on_error=False)
+            toml = TomlConfigSettingsSource(settings_cls, path) if path else init_settings
+            return cli, env_settings, toml
+
+    where = f"config file {path}" if path else "configuration"
+    try:
+        return Config.model_validate(FromFile().model_dump())
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+    except SettingsError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{where} is not valid TOML: {error}") from None
+
+
+def _explain(error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{location or 'config'}: {message} (given {error['input']!r})" if location else message
+    *branch, key = error["loc"]
+    known: Any = Config
+    for part in branch:
+        known = known.model_fields[part].annotation
+    near = difflib.get_close_matches(str(key), known.model_fields, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known.model_fields)}"
+    return f"{location}: unknown key; {hint}"

@@ -1,0 +1,137 @@
+"""Every error this product raises on purpose, and the one table that carries them over gRPC.
+
+    SubbatchError
+    ├── ConfigError            a setting is wrong, or two settings don't go together
+    ├── DataError              rows or a store that can't be used
+    ├── ModelError             a model, tokenizer or adapter that can't be used
+    ├── SelectionError         scoring or picking can't give a sub-batch
+    ├── WireError              bytes that aren't what the protocol says
+    ├── FingerprintError       trainer and server don't hold the same data, tokenizer or model
+    ├── RunExistsError         a new run under a name that is taken
+    ├── RunNotFoundError       no such run on this server
+    ├── CursorError            a run can't be opened or continued at this step
+    ├── StaleIncarnationError  a call of a job that has been replaced
+    ├── WeightsError           pushed weights that are refused
+    ├── JournalError           the journal can't be read or written
+    ├── LoopError              a training loop that would apply a wrong gradient
+    ├── UnauthenticatedError   missing or wrong token
+    └── UnavailableError       the server didn't answer before the deadline
+
+Errors of lower layers are turned into these where they enter: gRPC's in `to_status` and `from_rpc_error` below.
+"""
+
+from __future__ import annotations
+
+import grpc
+
+ERROR_KEY = "subbatch-error"
+
+
+class SubbatchError(Exception):
+    """Base of all errors raised on purpose; its text says what happened, both values, and what to do."""
+
+
+class ConfigError(SubbatchError):
+    """A setting is wrong, or two settings don't go together."""
+
+
+class DataError(SubbatchError):
+    """Rows or a store that can't be used."""
+
+
+class ModelError(SubbatchError):
+    """A model, tokenizer or adapter that can't be used."""
+
+
+class SelectionError(SubbatchError):
+    """Scoring or picking can't give a sub-batch."""
+
+
+class WireError(SubbatchError):
+    """Bytes that aren't what the protocol says."""
+
+
+class FingerprintError(SubbatchError):
+    """Trainer and server don't hold the same data, tokenizer or model."""
+
+
+class RunExistsError(SubbatchError):
+    """A new run under a name that is taken."""
+
+
+class RunNotFoundError(SubbatchError):
+    """No such run on this server."""
+
+
+class CursorError(SubbatchError):
+    """A run can't be opened or continued at this step."""
+
+
+class StaleIncarnationError(SubbatchError):
+    """A call of a job that has been replaced by a newer one under the same run name."""
+
+
+class WeightsError(SubbatchError):
+    """Pushed weights that are refused."""
+
+
+class JournalError(SubbatchError):
+    """The journal can't be read or written."""
+
+
+class LoopError(SubbatchError):
+    """A training loop that would apply a wrong gradient."""
+
+
+class UnauthenticatedError(SubbatchError):
+    """Missing or wrong token."""
+
+
+class UnavailableError(SubbatchError):
+    """The server didn't answer before the deadline."""
+
+
+_STATUS: dict[type[SubbatchError], grpc.StatusCode] = {
+    ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
+    DataError: grpc.StatusCode.FAILED_PRECONDITION,
+    ModelError: grpc.StatusCode.FAILED_PRECONDITION,
+    SelectionError: grpc.StatusCode.INTERNAL,
+    WireError: grpc.StatusCode.INVALID_ARGUMENT,
+    FingerprintError: grpc.StatusCode.FAILED_PRECONDITION,
+    RunExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    RunNotFoundError: grpc.StatusCode.NOT_FOUND,
+    CursorError: grpc.StatusCode.FAILED_PRECONDITION,
+    StaleIncarnationError: grpc.StatusCode.ABORTED,
+    WeightsError: grpc.StatusCode.INVALID_ARGUMENT,
+    JournalError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    LoopError: grpc.StatusCode.INTERNAL,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+}
+_BY_NAME = {cls.__name__: cls for cls in _STATUS}
+
+# Only these say nothing about the request itself, so that trying again may help.
+RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE})
+
+
+def to_status(error: SubbatchError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+    """Status code, message and trailing metadata that carry an error to the other side."""
+    return _STATUS[type(error)], str(error), ((ERROR_KEY, type(error).__name__),)
+
+
+def from_rpc_error(error: grpc.RpcError, *, doing: str) -> SubbatchError:
+    """Turn a gRPC error into ours: by the name in its trailing metadata, else by its status.
+
+    Args:
+        error: What a stub raised.
+        doing: What the call was for, in words, for errors that carry no message of ours.
+    """
+    code, details = error.code(), error.details() or ""
+    name = dict(error.trailing_metadata() or ()).get(ERROR_KEY, "")
+    if name in _BY_NAME:
+        return _BY_NAME[name](details)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return UnavailableError(f"{doing}: {code.name.lower()}: {details}")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return UnauthenticatedError(f"{doing}: {details}")
+    return WireError(f"{doing}: unexpected gRPC status {code.name}: {details}")

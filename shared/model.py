@@ -1,0 +1,141 @@
+"""The model as both sides see it: loading the base, adding an adapter, naming what is trained, hashing what is frozen.
+
+This module imports torch; nothing that the wire or the journal needs imports this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from shared.config import ModelConfig
+from shared.errors import ModelError
+from shared.records import TensorSpec
+
+_HASH_CHUNK_ELEMENTS = 1 << 22
+
+
+def load_base_model(config: ModelConfig, device: torch.device) -> Any:
+    """A causal language model from a hub id, a folder or a .gguf file, in eval mode on `device`.
+
+    Raises:
+        ModelError: no path given, nothing loadable there, or not a causal language model.
+    """
+    if not config.path:
+        raise ModelError("model.path is not set: give a hub id, a folder or a .gguf file")
+    where, extra = config.path, {"revision": config.revision}
+    if where.endswith(".gguf"):
+        file = Path(where)
+        if not file.is_file():
+            raise ModelError(f"model.path {where} does not exist: give a hub id, a folder or a .gguf file")
+        where, extra = str(file.parent), {"gguf_file": file.name}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype=getattr(torch, config.dtype), attn_implementation=config.attention, **extra
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"model.path {config.path} can't be loaded as a causal language model: {reason}") from error
+    return model.to(device).eval()
+
+
+def add_adapter(model: Any, adapter_json: str) -> Any:
+    """Wrap `model` with the LoRA adapter that `adapter_to_json` described, its weights still at their initial values.
+
+    Raises:
+        ModelError: the adapter isn't a LoRA config that PEFT can build on this model.
+    """
+    try:
+        settings = json.loads(adapter_json)
+        # The trainer's weights are about to be loaded; schemes such as PiSSA would change the base to no purpose.
+        settings["init_lora_weights"] = True
+        return get_peft_model(model, LoraConfig(**settings))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"the trainer's adapter config can't be built on this model: {error}") from error
+
+
+def adapter_to_json(model: Any) -> str:
+    """The LoRA config of a PEFT model as canonical JSON; empty for a bare model.
+
+    Raises:
+        ModelError: the active adapter isn't LoRA (or a variant that is configured through it).
+    """
+    if not isinstance(model, PeftModel):
+        return ""
+    config = model.active_peft_config
+    if not isinstance(config, LoraConfig):
+        raise ModelError(f"adapter type {config.peft_type} isn't supported: use LoRA, or full fine-tuning")
+    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    for local in ("base_model_name_or_path", "revision", "inference_mode", "runtime_config", "auto_mapping"):
+        settings.pop(local, None)
+    settings["peft_type"], settings["task_type"] = "LORA", "CAUSAL_LM"
+    return json.dumps({k: v for k, v in settings.items() if v is not None}, sort_keys=True, default=str)
+
+
+def trainable_tensors(model: Any) -> dict[str, Tensor]:
+    """Every trained tensor by its canonical name, aliasing the model's own storage, sorted by name.
+
+    The names don't depend on what the adapter is called or on wrappers around the model.
+
+    Raises:
+        ModelError: nothing is trained, or the adapter's state doesn't cover everything that is trained.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ModelError("the model has no trainable parameter: add an adapter or call requires_grad_()")
+    if isinstance(model, PeftModel):
+        named = get_peft_model_state_dict(model, save_embedding_layers=False)
+        covered, expected = sum(t.numel() for t in named.values()), sum(p.numel() for p in trained.values())
+        if covered != expected:
+            raise ModelError(
+                f"the adapter's state holds {covered} values but {expected} are trained: train only what the PEFT "
+                "config names, such as modules_to_save"
+            )
+    else:
+        named = trained
+    return {name: named[name].detach() for name in sorted(named)}
+
+
+def tensor_specs(tensors: dict[str, Tensor]) -> tuple[TensorSpec, ...]:
+    """Names, shapes and dtypes, in the order of `tensors`."""
+    return tuple(TensorSpec(name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items())
+
+
+def base_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """The parameters of the base model by their own names, whatever adapter is around them."""
+    if not isinstance(model, PeftModel):
+        return dict(model.named_parameters())
+    adapter = "." + model.active_adapter
+    return {
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): p
+        for name, p in model.get_base_model().named_parameters()
+        if "lora_" not in name and f".modules_to_save{adapter}." not in name
+    }
+
+
+def base_fingerprint(model: Any) -> dict[str, str]:
+    """SHA-256 of the base parameters by dtype: as they are, and cast to bfloat16.
+
+    Both sides compare the widest dtype that both have: two float32 loads must agree to the last bit, a float32 trainer
+    and a bfloat16 server after the cast that `from_pretrained` made.
+    """
+    parameters = base_parameters(model)
+    own = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
+    return {dtype: _digest(parameters, getattr(torch, dtype)) for dtype in dict.fromkeys([own, "bfloat16"])}
+
+
+def _digest(parameters: dict[str, nn.Parameter], dtype: torch.dtype) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(parameters):
+        parameter = parameters[name].detach()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        for chunk in parameter.reshape(-1).split(_HASH_CHUNK_ELEMENTS):
+            digest.update(chunk.to(device="cpu", dtype=dtype).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The contract's generated code; see proto/ and `make proto`."""

@@ -1,0 +1,209 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Fingerprints(_message.Message):
+    __slots__ = ("dataset", "tokenizer", "base_model")
+    class BaseModelEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    tokenizer: str
+    base_model: _containers.ScalarMap[str, str]
+    def __init__(self, dataset: _Optional[str] = ..., tokenizer: _Optional[str] = ..., base_model: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class TensorSpec(_message.Message):
+    __slots__ = ("name", "shape", "dtype")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: str
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
+
+class RunInfo(_message.Message):
+    __slots__ = ("name", "seed", "num_steps", "staleness", "push_every", "lookahead", "world_size", "selection_json", "adapter_json", "trainable", "fingerprints")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    PUSH_EVERY_FIELD_NUMBER: _ClassVar[int]
+    LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_JSON_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_JSON_FIELD_NUMBER: _ClassVar[int]
+    TRAINABLE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    seed: int
+    num_steps: int
+    staleness: int
+    push_every: int
+    lookahead: int
+    world_size: int
+    selection_json: str
+    adapter_json: str
+    trainable: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    fingerprints: Fingerprints
+    def __init__(self, name: _Optional[str] = ..., seed: _Optional[int] = ..., num_steps: _Optional[int] = ..., staleness: _Optional[int] = ..., push_every: _Optional[int] = ..., lookahead: _Optional[int] = ..., world_size: _Optional[int] = ..., selection_json: _Optional[str] = ..., adapter_json: _Optional[str] = ..., trainable: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., fingerprints: _Optional[_Union[Fingerprints, _Mapping]] = ...) -> None: ...
+
+class OpenRunRequest(_message.Message):
+    __slots__ = ("run", "cursor", "restart", "open_id")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
+    OPEN_ID_FIELD_NUMBER: _ClassVar[int]
+    run: RunInfo
+    cursor: int
+    restart: bool
+    open_id: str
+    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., cursor: _Optional[int] = ..., restart: _Optional[bool] = ..., open_id: _Optional[str] = ...) -> None: ...
+
+class OpenRunReply(_message.Message):
+    __slots__ = ("incarnation", "missing_versions")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    MISSING_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    missing_versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, incarnation: _Optional[int] = ..., missing_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class StreamSelectionsRequest(_message.Message):
+    __slots__ = ("run", "incarnation", "rank", "from_step")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    FROM_STEP_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    incarnation: int
+    rank: int
+    from_step: int
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., rank: _Optional[int] = ..., from_step: _Optional[int] = ...) -> None: ...
+
+class PhaseTimes(_message.Message):
+    __slots__ = ("started_unix_ns", "load_seconds", "draw_seconds", "score_seconds", "pick_seconds", "journal_seconds")
+    STARTED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DRAW_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PICK_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    started_unix_ns: int
+    load_seconds: float
+    draw_seconds: float
+    score_seconds: float
+    pick_seconds: float
+    journal_seconds: float
+    def __init__(self, started_unix_ns: _Optional[int] = ..., load_seconds: _Optional[float] = ..., draw_seconds: _Optional[float] = ..., score_seconds: _Optional[float] = ..., pick_seconds: _Optional[float] = ..., journal_seconds: _Optional[float] = ...) -> None: ...
+
+class SelectionMessage(_message.Message):
+    __slots__ = ("step", "weights_version", "arrow", "times")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ARROW_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    weights_version: int
+    arrow: bytes
+    times: PhaseTimes
+    def __init__(self, step: _Optional[int] = ..., weights_version: _Optional[int] = ..., arrow: _Optional[bytes] = ..., times: _Optional[_Union[PhaseTimes, _Mapping]] = ...) -> None: ...
+
+class PushWeightsRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: PushWeightsHeader
+    chunk: bytes
+    def __init__(self, header: _Optional[_Union[PushWeightsHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class PushWeightsHeader(_message.Message):
+    __slots__ = ("run", "incarnation", "version", "num_bytes", "sha256")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    incarnation: int
+    version: int
+    num_bytes: int
+    sha256: str
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class PushWeightsReply(_message.Message):
+    __slots__ = ("durable_version",)
+    DURABLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    durable_version: int
+    def __init__(self, durable_version: _Optional[int] = ...) -> None: ...
+
+class ReportProgressRequest(_message.Message):
+    __slots__ = ("run", "incarnation", "rank", "completed")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    incarnation: int
+    rank: int
+    completed: int
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., rank: _Optional[int] = ..., completed: _Optional[int] = ...) -> None: ...
+
+class ReportProgressReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchRunRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class RunStatus(_message.Message):
+    __slots__ = ("run", "incarnation", "num_steps", "next_step", "completed", "weights_versions", "waits_for", "closed")
+    class CompletedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    incarnation: int
+    num_steps: int
+    next_step: int
+    completed: _containers.ScalarMap[int, int]
+    weights_versions: _containers.RepeatedScalarFieldContainer[int]
+    waits_for: str
+    closed: bool
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., num_steps: _Optional[int] = ..., next_step: _Optional[int] = ..., completed: _Optional[_Mapping[int, int]] = ..., weights_versions: _Optional[_Iterable[int]] = ..., waits_for: _Optional[str] = ..., closed: _Optional[bool] = ...) -> None: ...
+
+class CloseRunRequest(_message.Message):
+    __slots__ = ("run", "incarnation")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    incarnation: int
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class CloseRunReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

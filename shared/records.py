@@ -1,0 +1,92 @@
+"""The frozen records that cross seams: a row of the store, a selection, a run's identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.config import SelectionConfig
+from shared.timing import Timing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenised example.
+
+    Attributes:
+        input_ids: Prompt then answer, int32 [num_tokens]; may be a view of mapped memory.
+        num_prompt_tokens: How many leading tokens are prompt; the rest are the answer, the only ones with a loss.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The sub-batch of one step. All arrays have length r, in pick order.
+
+    Attributes:
+        index: Row numbers in the store, int64.
+        source: Source numbers in the store's manifest, int32.
+        weight: Loss weights w_i; the step's loss is Σ w_i L_i / large_batch_size, float32.
+        gain: Marginal gain of each pick, float32.
+        num_tokens: Row lengths, int32.
+    """
+
+    run: str
+    step: int
+    weights_version: int
+    large_batch_size: int
+    index: npt.NDArray[np.int64]
+    source: npt.NDArray[np.int32]
+    weight: npt.NDArray[np.float32]
+    gain: npt.NDArray[np.float32]
+    num_tokens: npt.NDArray[np.int32]
+    fallback: bool = False
+
+
+@dataclass(frozen=True)
+class PhaseTimes:
+    """When the selector began a selection, and the seconds each phase took."""
+
+    started_unix_ns: int = 0
+    load_seconds: float = 0.0
+    draw_seconds: float = 0.0
+    score_seconds: float = 0.0
+    pick_seconds: float = 0.0
+    journal_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What must be equal on both sides. `base_model` maps a dtype to the hash of the weights cast to it."""
+
+    dataset: str
+    tokenizer: str
+    base_model: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype (torch's name, without `torch.`) of one trainable tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Everything that decides what is selected. `adapter_json` is empty in full fine-tuning."""
+
+    name: str
+    seed: int
+    timing: Timing
+    world_size: int
+    selection: SelectionConfig
+    adapter_json: str
+    trainable: tuple[TensorSpec, ...]
+    fingerprints: Fingerprints

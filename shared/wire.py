@@ -1,0 +1,102 @@
+"""A selection as one Arrow record batch, and back, with every field checked on the way in.
+
+Columns: index int64, source int32, weight float32, gain float32, num_tokens int32, none of them null. The schema's
+metadata carries what the rows share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+from shared.errors import WireError
+from shared.records import Selection
+
+WIRE_VERSION = 1
+_COLUMNS = {
+    "index": pa.int64(),
+    "source": pa.int32(),
+    "weight": pa.float32(),
+    "gain": pa.float32(),
+    "num_tokens": pa.int32(),
+}
+_SHARED = ("run", "step", "weights_version", "large_batch_size", "fallback", "wire_version")
+
+
+def encode_selection(selection: Selection) -> bytes:
+    """An Arrow IPC stream holding one record batch."""
+    shared = {
+        "run": selection.run,
+        "step": str(selection.step),
+        "weights_version": str(selection.weights_version),
+        "large_batch_size": str(selection.large_batch_size),
+        "fallback": str(int(selection.fallback)),
+        "wire_version": str(WIRE_VERSION),
+    }
+    schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()], metadata=shared)
+    columns = [pa.array(getattr(selection, name), type=kind) for name, kind in _COLUMNS.items()]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
+    return bytes(sink.getvalue())
+
+
+def decode_selection(payload: bytes) -> Selection:
+    """The selection in an Arrow IPC stream.
+
+    Raises:
+        WireError: not one record batch of the columns above, another wire version, a missing or malformed shared
+            field, nulls, negative row numbers, or weights that aren't finite and non-negative.
+    """
+    try:
+        with pa.ipc.open_stream(payload) as reader:
+            batches = list(reader)
+        for batch in batches:
+            batch.validate(full=True)
+    except (pa.ArrowInvalid, OSError, EOFError) as error:
+        raise WireError(f"selection is not an Arrow stream: {error}") from None
+    if len(batches) != 1:
+        raise WireError(f"a selection is one record batch, got {len(batches)}")
+    (batch,) = batches
+    got = {field.name: field.type for field in batch.schema}
+    if got != _COLUMNS:
+        raise WireError(f"a selection has columns {_COLUMNS}, got {got}")
+    shared = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
+    missing = [key for key in _SHARED if key not in shared]
+    if missing:
+        raise WireError(f"selection lacks {', '.join(missing)}")
+    if shared["wire_version"] != str(WIRE_VERSION):
+        raise WireError(
+            f"selection has wire version {shared['wire_version']}, this side speaks {WIRE_VERSION}: "
+            "run the same subbatch release on server and trainers"
+        )
+    columns = {}
+    for name in _COLUMNS:
+        if batch.column(name).null_count:
+            raise WireError(f"selection column {name} has nulls")
+        columns[name] = batch.column(name).to_numpy()
+    try:
+        selection = Selection(
+            run=shared["run"],
+            step=int(shared["step"]),
+            weights_version=int(shared["weights_version"]),
+            large_batch_size=int(shared["large_batch_size"]),
+            fallback=bool(int(shared["fallback"])),
+            **columns,
+        )
+    except ValueError as error:
+        raise WireError(f"selection has a malformed field: {error}") from None
+    weights_ok = np.isfinite(selection.weight).all() and (selection.weight >= 0).all()
+    if batch.num_rows == 0 or (selection.index < 0).any() or (selection.num_tokens < 1).any() or not weights_ok:
+        raise WireError(f"selection of step {selection.step} has no rows, negative row numbers, or bad weights")
+    return selection
+
+
+def same_selection(left: Selection, right: Selection) -> bool:
+    """Whether two selections are equal to the last bit."""
+    return all(
+        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+        for a, b in zip(dataclasses.astuple(left), dataclasses.astuple(right), strict=True)
+    )
