@@ -1,0 +1,69 @@
+"""The command line `selector-server`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from shared.cli import add_config_argument, read_config, run_command
+
+
+def main() -> None:
+    """Parse arguments and run one command; every error of ours is one line and an exit code other than 0."""
+    parser = argparse.ArgumentParser(prog="selector-server", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    prepare = commands.add_parser("prepare", help="tokenise a data set into a store")
+    prepare.add_argument("source", help="hub id, JSON, JSONL or Parquet file, or a folder of them")
+    prepare.add_argument("--tokenizer", required=True, metavar="PATH", help="hub id, folder, or .gguf file")
+    prepare.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write the store to")
+    prepare.add_argument("--max-length", type=int, default=512, help="most tokens of a row (default %(default)s)")
+    prepare.add_argument("--num-proc", type=int, help="processes to tokenise with (default: all cores)")
+    prepare.add_argument("--overwrite", action="store_true", help="replace a store that is there already")
+
+    serve = commands.add_parser("serve", help="select sub-batches for trainers")
+    add_config_argument(serve)
+
+    status = commands.add_parser("status", help="show what a running server is doing")
+    add_config_argument(status)
+
+    arguments, rest = parser.parse_known_args()
+    if arguments.command == "prepare" and rest:
+        prepare.error(f"unknown arguments: {' '.join(rest)}")
+    sys.exit(run_command(lambda: _COMMANDS[arguments.command](arguments, rest)))
+
+
+def _prepare(arguments: argparse.Namespace, _rest: list[str]) -> None:
+    from selector_server.prepare import prepare
+
+    prepare(
+        arguments.source,
+        tokenizer=arguments.tokenizer,
+        out=arguments.out,
+        max_length=arguments.max_length,
+        num_proc=arguments.num_proc,
+        overwrite=arguments.overwrite,
+    )
+
+
+def _serve(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from selector_server.server import serve
+
+    config = read_config(arguments, rest)
+    asyncio.run(serve(config, on_ready=lambda address: print(f"selector-server ready on {address}", flush=True)))
+
+
+def _status(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rich.console import Console
+
+    from selector_server.status import status_table
+
+    Console().print(status_table(read_config(arguments, rest).client))
+
+
+_COMMANDS = {"prepare": _prepare, "serve": _serve, "status": _status}
+
+if __name__ == "__main__":
+    main()

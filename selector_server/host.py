@@ -1,0 +1,264 @@
+"""All runs of a server: one base model, one store, one worker thread that selects, and who goes next.
+
+Everything here runs on the server's event loop except what is handed to the worker (loading weights, scoring, picking)
+or to helper threads (disk). A run's journal is only written under that run's lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from shared.dataset import Store
+
+from selector_server.engine import SelectionEngine
+from selector_server.journal import Journal
+from selector_server.run import Run, require_same_fingerprints
+from shared.convert import times_to_pb
+from shared.errors import ConfigError, ModelError, RunNotFoundError, SelectionError, SubbatchError, WeightsError
+from shared.model import add_adapter, tensor_specs, trainable_tensors
+from shared.pb.v1 import selector_pb2 as pb
+from shared.records import Fingerprints, RunInfo
+from shared.weights import content_hash, decode_weights
+from shared.wire import encode_selection
+
+logger = logging.getLogger(__name__)
+
+
+class HostedRun:
+    """A run with what serving it takes: its lock, its listeners, and its engine once it is needed."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.lock = asyncio.Lock()
+        self.changed = asyncio.Condition()
+        self.revision = 0
+        self.engine: SelectionEngine | None = None
+        self.journal_seconds: dict[int, float] = {}
+
+
+class Host:
+    """The runs of one server."""
+
+    def __init__(self, model: Any, store: Store, fingerprints: Fingerprints, folder: Path, *, max_runs: int) -> None:
+        """Take up every run whose journal is in `folder`.
+
+        Raises:
+            JournalError: a damaged journal.
+        """
+        self._model, self._store, self._fingerprints, self._folder = model, store, fingerprints, folder
+        self._max_runs = max_runs
+        self._runs: dict[str, HostedRun] = {}
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="selector")
+        self._wake = asyncio.Event()
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if (path / "journal.bin").is_file():
+                run = Run(Journal(path))
+                if run.incarnation:
+                    self._runs[path.name] = HostedRun(run)
+                    self._refuse_foreign(run)
+                    logger.info("run %s resumed from its journal at step %d", path.name, run.next_step)
+
+    def _refuse_foreign(self, run: Run) -> None:
+        """Let a run rest that began with other data or another model than this server has."""
+        try:
+            self._require_same(run.info)
+        except SubbatchError as error:
+            run.failure = error
+            logger.error("run %s can't go on here: %s", run.info.name, error)
+
+    def _require_same(self, info: RunInfo) -> None:
+        require_same_fingerprints(self._fingerprints, info.fingerprints, left="the server", right="the trainer")
+
+    def get(self, name: str) -> HostedRun:
+        """A run by name.
+
+        Raises:
+            RunNotFoundError: no such run.
+        """
+        if name not in self._runs:
+            known = ", ".join(sorted(self._runs)) or "none"
+            raise RunNotFoundError(f"run {name!r} is not known here (runs: {known}): open it first")
+        return self._runs[name]
+
+    @property
+    def names(self) -> list[str]:
+        """All runs, by name."""
+        return sorted(self._runs)
+
+    async def open(self, info: RunInfo, *, cursor: int, restart: bool, open_id: str) -> tuple[int, list[int]]:
+        """Open a run: its incarnation, and the versions that the trainer has to push.
+
+        Raises:
+            SubbatchError: everything that a trainer and a server can disagree about, before anything is changed.
+        """
+        self._require_same(info)
+        num_rows = len(self._store)
+        if info.selection.large_batch_size > num_rows:
+            raise ConfigError(
+                f"selection.large_batch_size {info.selection.large_batch_size} is larger than the data, {num_rows} "
+                "rows: lower it, or prepare a larger store"
+            )
+        engine = await self._in_worker(self._build_engine, info)
+        hosted = self._runs.get(info.name) or self._add(info.name)
+        async with hosted.lock:
+            missing = await asyncio.to_thread(hosted.run.open, info, cursor=cursor, restart=restart, open_id=open_id)
+            hosted.engine = engine
+        logger.info(
+            "run %s opened at step %d, incarnation %d, %d ranks, missing weights %s",
+            info.name, cursor, hosted.run.incarnation, info.world_size, missing,
+        )  # fmt: skip
+        await self.notify(hosted)
+        return hosted.run.incarnation, missing
+
+    def _add(self, name: str) -> HostedRun:
+        open_runs = [n for n, hosted in self._runs.items() if not hosted.run.closed]
+        if len(open_runs) >= self._max_runs:
+            raise ConfigError(
+                f"this server has {len(open_runs)} open runs, server.max_runs is {self._max_runs}: raise it"
+            )
+        hosted = HostedRun(Run(Journal(self._folder / name)))
+        self._runs[name] = hosted
+        return hosted
+
+    def _build_engine(self, info: RunInfo) -> SelectionEngine:
+        """An engine of the run's own: it shares the frozen base, and has its own adapter or its own full copy."""
+        if not info.selection.scores:
+            return SelectionEngine(self._model, self._store, info.selection, run=info.name, seed=info.seed)
+        shared_tensors = [*self._model.parameters(), *self._model.buffers()] if info.adapter_json else []
+        model = copy.deepcopy(self._model, {id(tensor): tensor for tensor in shared_tensors})
+        trained = {spec.name for spec in info.trainable}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not info.adapter_json and name in trained)
+        if info.adapter_json:
+            model = add_adapter(model, info.adapter_json)
+        model.eval()
+        mine = {spec.name: spec.shape for spec in tensor_specs(trainable_tensors(model))}
+        theirs = {spec.name: spec.shape for spec in info.trainable}
+        if mine != theirs:
+            differing = sorted(set(mine.items()) ^ set(theirs.items()))[:3]
+            raise ModelError(
+                f"run {info.name!r} trains {len(theirs)} tensors, the server's model with the same adapter has "
+                f"{len(mine)}; differing: {differing}: load the same model and adapter on both sides"
+            )
+        return SelectionEngine(model, self._store, info.selection, run=info.name, seed=info.seed)
+
+    async def notify(self, hosted: HostedRun) -> None:
+        """Tell the run's listeners and the scheduler that something changed."""
+        self._wake.set()
+        async with hosted.changed:
+            hosted.revision += 1
+            hosted.changed.notify_all()
+
+    async def watch(self, hosted: HostedRun) -> AsyncIterator[None]:
+        """Yield now and after every change of a run."""
+        while True:
+            seen = hosted.revision
+            yield
+            async with hosted.changed:
+                await hosted.changed.wait_for(lambda seen=seen: hosted.revision != seen)  # type: ignore[misc]
+
+    async def push(self, name: str, incarnation: int, version: int, payload: bytes, sha256: str) -> None:
+        """Check weights against the hash and the tensors they claim to be, and make them durable.
+
+        Raises:
+            StaleIncarnationError, WeightsError, JournalError: refused; nothing changed.
+        """
+        hosted = self.get(name)
+        digest = await asyncio.to_thread(content_hash, payload)
+        if digest != sha256:
+            raise WeightsError(f"weights version {version} arrived with hash {digest}, sent with {sha256}: push again")
+        async with hosted.lock:
+            hosted.run.require_incarnation(incarnation)
+            if hosted.run.is_known(version, digest):
+                return
+            await asyncio.to_thread(decode_weights, payload, hosted.run.info.trainable)
+            await asyncio.to_thread(hosted.run.add_weights, version, digest, payload)
+        logger.info("run %s has weights version %d, %d bytes", name, version, len(payload))
+        await self.notify(hosted)
+
+    async def close_run(self, name: str, incarnation: int) -> None:
+        """End a run and free its engine."""
+        hosted = self.get(name)
+        async with hosted.lock:
+            hosted.run.require_incarnation(incarnation)
+            await asyncio.to_thread(hosted.run.close)
+            hosted.engine = None
+        logger.info("run %s closed at step %d", name, hosted.run.next_step)
+        await self.notify(hosted)
+
+    async def schedule(self) -> None:
+        """Select for whichever run can go on, taking turns, until cancelled."""
+        turn = 0
+        while True:
+            self._wake.clear()
+            ready = [hosted for _, hosted in sorted(self._runs.items()) if hosted.run.selectable_step() is not None]
+            if not ready:
+                await self._wake.wait()
+                continue
+            turn += 1
+            await self._select_next(ready[turn % len(ready)])
+
+    async def _select_next(self, hosted: HostedRun) -> None:
+        """Compute and publish one selection; a run that was opened again meanwhile gets nothing from this."""
+        run = hosted.run
+        incarnation, step = run.incarnation, run.next_step
+        try:
+            message = await self._in_worker(self._select, hosted, step)
+            async with hosted.lock:
+                if run.incarnation != incarnation or run.closed:
+                    return
+                clock = time.perf_counter()
+                await asyncio.to_thread(run.add_selection, message)
+                hosted.journal_seconds[step] = time.perf_counter() - clock
+        except SubbatchError as error:
+            self._fail(hosted, incarnation, error)
+        except Exception as error:  # a bug or a device error: the trainers must hear of it, and other runs go on
+            logger.exception("run %s: step %d failed", run.info.name, step)
+            self._fail(hosted, incarnation, SelectionError(f"run {run.info.name!r}, step {step}: {error!r}"))
+        await self.notify(hosted)
+
+    def _fail(self, hosted: HostedRun, incarnation: int, error: SubbatchError) -> None:
+        if hosted.run.incarnation == incarnation:
+            hosted.run.failure = error
+            hosted.engine = None
+            logger.error("run %s stops: %s", hosted.run.info.name, error)
+
+    def _select(self, hosted: HostedRun, step: int) -> pb.SelectionMessage:
+        """Load the weights of w(step) and select; runs in the worker thread."""
+        run, clock = hosted.run, time.perf_counter()
+        engine = hosted.engine
+        if engine is None:
+            engine = hosted.engine = self._build_engine(run.info)
+        version = run.info.timing.weights_version(step)
+        if run.info.selection.scores and engine.weights_version != version:
+            payload = run.weights(version)
+            # Version 0 of full fine-tuning is what a new engine holds already.
+            tensors = {} if payload is None else decode_weights(payload, run.info.trainable)
+            engine.load(version, tensors)
+        loaded = time.perf_counter()
+        selection, times = engine.select(step, version)
+        times = dataclasses.replace(
+            times,
+            started_unix_ns=times.started_unix_ns - int((loaded - clock) * 1e9),
+            load_seconds=loaded - clock,
+        )
+        return pb.SelectionMessage(
+            step=step, weights_version=version, arrow=encode_selection(selection), times=times_to_pb(times)
+        )
+
+    async def _in_worker(self, function: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
+
+    def shutdown(self) -> None:
+        """Finish what the worker is at, and let go of the journals."""
+        self._worker.shutdown()
+        for hosted in self._runs.values():
+            hosted.run.journal.close()

@@ -1,0 +1,144 @@
+"""Start a selector server: check everything that can be wrong, bind, load, resume runs, serve until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from shared.dataset import Store
+from shared.tokenizer import load_tokenizer, tokenizer_fingerprint
+
+from selector_server.engine import require_vocabulary
+from selector_server.host import Host
+from selector_server.service import SelectorService, TokenInterceptor
+from shared.config import Config, ServerConfig
+from shared.errors import ConfigError, FingerprintError, JournalError
+from shared.model import base_fingerprint, load_base_model
+from shared.pb.v1 import selector_pb2, selector_pb2_grpc
+from shared.records import Fingerprints
+from shared.transport import SERVER_OPTIONS, read_token, server_credentials
+
+logger = logging.getLogger(__name__)
+
+_SERVICE = selector_pb2.DESCRIPTOR.services_by_name["SelectorService"].full_name
+_DRAIN_SECONDS = 5.0
+
+
+async def serve(config: Config, *, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; then finish the selection at hand, so that its journal record is whole.
+
+    Args:
+        config: The server's, model's and data's branches are used.
+        on_ready: Called with `host:port` once runs can be opened.
+
+    Raises:
+        SubbatchError: anything that keeps the server from serving, before a trainer depends on it.
+    """
+    if config.data.store is None:
+        raise ConfigError("data.store is not set: give the folder that `selector-server prepare` wrote")
+    store = Store.open(config.data.store)
+    tokenizer = tokenizer_fingerprint(load_tokenizer(config.model.path, config.model.revision))
+    if tokenizer != store.manifest.tokenizer_fingerprint:
+        raise FingerprintError(
+            f"tokenizer of model.path {config.model.path} is {tokenizer}, store {config.data.store} was prepared with "
+            f"{store.manifest.tokenizer_fingerprint}: prepare the store with this model's tokenizer"
+        )
+    if config.server.threads:
+        torch.set_num_threads(config.server.threads)
+    token = read_token(config.server.token_file)
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[TokenInterceptor(token)] if token else None)
+    address = _bind(server, config.server)
+    with _sole_owner(config.server.journal):
+        model = load_base_model(config.model, _device(config.server.device))
+        require_vocabulary(model, store)
+        fingerprints = Fingerprints(store.fingerprint, tokenizer, base_fingerprint(model))
+        host = Host(model, store, fingerprints, config.server.journal, max_runs=config.server.max_runs)
+        service = SelectorService(host, max_weights_bytes=config.server.max_weights_bytes)
+        selector_pb2_grpc.add_SelectorServiceServicer_to_server(service, server)
+        await _add_standard_services(server)
+        await server.start()
+        logger.info("serving %d rows of %d sources on %s", len(store), len(store.source_rows), address)
+        on_ready(address)
+        scheduler = asyncio.create_task(host.schedule())
+        try:
+            await _until_stopped(scheduler)
+        finally:
+            scheduler.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await scheduler
+            await server.stop(_DRAIN_SECONDS)
+            host.shutdown()
+    logger.info("stopped")
+
+
+def _bind(server: grpc.aio.Server, config: ServerConfig) -> str:
+    address = f"{config.host}:{config.port}"
+    try:
+        if config.tls:
+            port = server.add_secure_port(address, server_credentials(config.tls))
+        else:
+            port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"can't listen on {address}: {' '.join(str(error).split())}: is another server there? choose another "
+            "server.port, or 0 for a free one"
+        ) from None
+    return f"{config.host}:{port}"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"server.device {name!r} can't be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+@contextlib.contextmanager
+def _sole_owner(folder: Path) -> Iterator[None]:
+    """Hold the journal folder against a second server."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError:
+        raise JournalError(
+            f"journal folder {folder} belongs to a server that is running: stop it, or choose another server.journal"
+        ) from None
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise JournalError(f"journal folder {folder} can't be used: {error}: choose another server.journal") from None
+
+
+async def _add_standard_services(server: grpc.aio.Server) -> None:
+    servicer = health.aio.HealthServicer()
+    await servicer.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+
+
+async def _until_stopped(scheduler: asyncio.Task[Any]) -> None:
+    """Return at SIGTERM or SIGINT; raise where the scheduler breaks."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({stopped, scheduler}, return_when=asyncio.FIRST_COMPLETED)
+    if scheduler.done():
+        await scheduler

@@ -1,0 +1,221 @@
+"""The gRPC service: proto in, proto out, errors to statuses, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hmac
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+
+from selector_server.host import Host, HostedRun
+from shared.convert import run_from_pb
+from shared.errors import SubbatchError, UnauthenticatedError, WeightsError, WireError, to_status
+from shared.pb.v1 import selector_pb2 as pb
+from shared.pb.v1 import selector_pb2_grpc
+from shared.records import RunInfo
+from shared.transport import TOKEN_KEY
+from shared.weights import CHUNK_BYTES
+
+logger = logging.getLogger(__name__)
+
+_ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def _unary(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Answer an error of ours with its status."""
+
+    @functools.wraps(method)
+    async def guarded(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await method(self, request, context)
+        except SubbatchError as error:
+            await _abort(context, method.__name__, error)
+
+    return guarded
+
+
+def _stream(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Answer an error of ours with its status, in a method that yields."""
+
+    @functools.wraps(method)
+    async def guarded(self: Any, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        try:
+            async with contextlib.aclosing(method(self, request, context)) as messages:
+                async for message in messages:
+                    yield message
+        except SubbatchError as error:
+            await _abort(context, method.__name__, error)
+
+    return guarded
+
+
+async def _abort(context: grpc.aio.ServicerContext, method: str, error: SubbatchError) -> None:
+    code, message, metadata = to_status(error)
+    logger.warning("%s from %s refused: %s: %s", method, context.peer(), code.name, message)
+    await context.abort(code, message, metadata)
+
+
+class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
+    """Serves the runs of a host."""
+
+    def __init__(self, host: Host, *, max_weights_bytes: int) -> None:
+        self._host = host
+        self._max_weights_bytes = max_weights_bytes
+
+    @_unary
+    async def OpenRun(self, request: pb.OpenRunRequest, context: grpc.aio.ServicerContext) -> pb.OpenRunReply:
+        """Open a run."""
+        incarnation, missing = await self._host.open(
+            run_from_pb(request.run), cursor=request.cursor, restart=request.restart, open_id=request.open_id
+        )
+        return pb.OpenRunReply(incarnation=incarnation, missing_versions=missing)
+
+    @_stream
+    async def StreamSelections(
+        self, request: pb.StreamSelectionsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.SelectionMessage]:
+        """Send every selection from a step on, as they become durable."""
+        hosted = self._host.get(request.run)
+        run, step = hosted.run, request.from_step
+        if step < 0:
+            raise WireError(f"run {request.run!r} has no step {step}")
+        async for _ in self._host.watch(hosted):
+            run.require_incarnation(request.incarnation)
+            while run.has_selection(step):
+                message = await asyncio.to_thread(run.selection, step)
+                message.times.journal_seconds = hosted.journal_seconds.get(step, 0.0)
+                run.require_incarnation(request.incarnation)
+                yield message
+                step += 1
+            if step >= run.info.timing.num_steps:
+                return
+            if run.failure:
+                raise run.failure
+
+    @_unary
+    async def PushWeights(
+        self, requests: AsyncIterator[pb.PushWeightsRequest], context: grpc.aio.ServicerContext
+    ) -> pb.PushWeightsReply:
+        """Take one version of the weights."""
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise WireError("a push begins with its header")
+        header = first.header
+        run = self._host.get(header.run).run
+        run.require_incarnation(header.incarnation)
+        limit = min(self._max_weights_bytes, _payload_bound(run.info))
+        if not 0 < header.num_bytes <= limit:
+            raise WeightsError(
+                f"weights version {header.version} announce {header.num_bytes} bytes, this run's take at most {limit}"
+            )
+        payload = bytearray()
+        async for request in requests:
+            if request.WhichOneof("part") != "chunk" or not 0 < len(request.chunk) <= CHUNK_BYTES:
+                raise WireError(
+                    f"weights version {header.version}: after the header come chunks of 1 to {CHUNK_BYTES} bytes"
+                )
+            if len(payload) + len(request.chunk) > header.num_bytes:
+                raise WeightsError(
+                    f"weights version {header.version} are longer than the {header.num_bytes} bytes announced"
+                )
+            payload += request.chunk
+        if len(payload) != header.num_bytes:
+            raise WeightsError(
+                f"weights version {header.version} ended after {len(payload)} of {header.num_bytes} bytes: push again"
+            )
+        await self._host.push(header.run, header.incarnation, header.version, bytes(payload), header.sha256)
+        return pb.PushWeightsReply(durable_version=header.version)
+
+    @_unary
+    async def ReportProgress(
+        self, request: pb.ReportProgressRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ReportProgressReply:
+        """Note a rank's progress."""
+        hosted = self._host.get(request.run)
+        hosted.run.require_incarnation(request.incarnation)
+        hosted.run.report_progress(request.rank, request.completed)
+        await self._host.notify(hosted)
+        return pb.ReportProgressReply()
+
+    @_stream
+    async def WatchRun(
+        self, request: pb.WatchRunRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.RunStatus]:
+        """Send the status of a run now and after every change, or of every run once."""
+        if not request.run:
+            for name in self._host.names:
+                yield _status(self._host.get(name))
+            return
+        hosted = self._host.get(request.run)
+        async for _ in self._host.watch(hosted):
+            yield _status(hosted)
+            if hosted.run.closed:
+                return
+
+    @_unary
+    async def CloseRun(self, request: pb.CloseRunRequest, context: grpc.aio.ServicerContext) -> pb.CloseRunReply:
+        """End a run."""
+        await self._host.close_run(request.run, request.incarnation)
+        return pb.CloseRunReply()
+
+
+def _status(hosted: HostedRun) -> pb.RunStatus:
+    run = hosted.run
+    return pb.RunStatus(
+        run=run.info.name,
+        incarnation=run.incarnation,
+        num_steps=run.info.timing.num_steps,
+        next_step=run.next_step,
+        completed=run.completed,
+        weights_versions=run.weights_versions,
+        waits_for=run.waits_for() or "scoring",
+        closed=run.closed,
+    )
+
+
+def _payload_bound(info: RunInfo) -> int:
+    """The most bytes a safetensors payload of the run's tensors can have, header included."""
+    total = 1 << 16
+    for spec in info.trainable:
+        size = _ITEM_BYTES.get(spec.dtype, 8)
+        for dimension in spec.shape:
+            size *= dimension
+        total += size + len(spec.name) + 256
+    return total
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):
+    """Lets through only calls that carry the bearer token; health checks need none."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        """Check a call's metadata before its method runs."""
+        given = dict(details.invocation_metadata).get(TOKEN_KEY, "")
+        if details.method.startswith("/grpc.health.") or hmac.compare_digest(given.encode(), self._expected):
+            return await continuation(details)
+        handler = await continuation(details)
+
+        async def refuse(_request: Any, context: grpc.aio.ServicerContext) -> None:
+            reason = "missing" if not given else "wrong"
+            await _abort(context, details.method, UnauthenticatedError(
+                f"{reason} bearer token: set client.token_file to a file with the server's token"))  # fmt: skip
+
+        async def refuse_stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            await refuse(request, context)
+            yield None
+
+        if handler is None:
+            return None
+        return handler._replace(
+            unary_unary=refuse if handler.unary_unary else None,
+            stream_unary=refuse if handler.stream_unary else None,
+            unary_stream=refuse_stream if handler.unary_stream else None,
+            stream_stream=refuse_stream if handler.stream_stream else None,
+        )

@@ -1,0 +1,45 @@
+"""The command line `train-client`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from shared.cli import add_config_argument, read_config, run_command
+
+
+def main() -> None:
+    """Parse arguments and run one command; every error of ours is one line and an exit code other than 0."""
+    parser = argparse.ArgumentParser(prog="train-client", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="train on sub-batches; start it with accelerate launch or torchrun")
+    add_config_argument(train)
+
+    demo = commands.add_parser("demo", help="the whole product on this machine, without network or GPU")
+    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for results (default %(default)s)")
+    demo.add_argument("--steps", type=int, default=80, help="steps of each arm (default %(default)s)")
+
+    arguments, rest = parser.parse_known_args()
+    if arguments.command == "demo" and rest:
+        demo.error(f"unknown arguments: {' '.join(rest)}")
+    sys.exit(run_command(lambda: _COMMANDS[arguments.command](arguments, rest)))
+
+
+def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from train_client.train import train
+
+    train(read_config(arguments, rest))
+
+
+def _demo(arguments: argparse.Namespace, _rest: list[str]) -> None:
+    from train_client.demo.run import run_demo
+
+    run_demo(arguments.out, steps=arguments.steps)
+
+
+_COMMANDS = {"train": _train, "demo": _demo}
+
+if __name__ == "__main__":
+    main()

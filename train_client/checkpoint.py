@@ -1,0 +1,34 @@
+"""Checkpoints of the reference loop: whole or not there at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def save_checkpoint(accelerator: Any, output: Path, step: int) -> Path:
+    """Save Accelerate's state, the run's cursor included, as `output/checkpoint-<step>`.
+
+    It is written beside and renamed at the end, so that a killed job leaves no checkpoint that looks whole.
+    """
+    final = output / f"checkpoint-{step}"
+    part = final.with_suffix(".part")
+    accelerator.save_state(str(part))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(part, final)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def latest_checkpoint(output: Path) -> Path | None:
+    """The newest whole checkpoint in `output`, or None."""
+    found = [(int(m.group(1)), p) for p in output.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))]
+    return max(found)[1] if found else None

@@ -1,0 +1,112 @@
+"""Watches a training loop that runs on Accelerate, so that a wrong gradient becomes an error before it is applied.
+
+A row's weight is lost when a loop computes its own loss, and a step is torn when it doesn't accumulate. Both train
+without complaint, to worse models. So each micro-batch must go through the plugin's loss and `accelerator.backward`,
+and the optimizer must step after the last one of a step and not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from shared.errors import LoopError
+from train_client.loader import SubBatch
+
+_HOW = "see `python -c 'import train_client; help(train_client)'` for the five lines of a correct loop"
+
+
+class LoopGuard:
+    """Wraps `accelerator.backward` and the prepared optimizers' `step`, and tells when a step was attempted."""
+
+    def __init__(self, accelerator: Any, *, before_step: Callable[[], None], attempted: Callable[[], None]) -> None:
+        """Wrap the accelerator's methods.
+
+        Args:
+            accelerator: Accelerate's, after `prepare`.
+            before_step: Called when the last micro-batch's gradient is there and the optimizer is about to step.
+            attempted: Called after every attempted step, whether or not a loss scaler skipped it.
+
+        Raises:
+            LoopError: no optimizer has been prepared.
+        """
+        self._accelerator = accelerator
+        self._before_step, self._attempted = before_step, attempted
+        self._batch: SubBatch | None = None
+        self._loss: Tensor | None = None
+        self._is_backward_done = False
+        self._backward = accelerator.backward
+        accelerator.backward = self._checked_backward
+        if not accelerator._optimizers:
+            raise LoopError("no optimizer is prepared: call accelerator.prepare(model, optimizer) before the loop")
+        # With several optimizers the step is attempted when the last of them has stepped.
+        for optimizer in accelerator._optimizers:
+            optimizer.step = self._checked_step(optimizer.step, is_final=optimizer is accelerator._optimizers[-1])
+
+    def begin(self, batch: SubBatch) -> None:
+        """A micro-batch is handed to the loop."""
+        self._require_backward()
+        self._batch, self._loss, self._is_backward_done = batch, None, False
+
+    def end(self) -> None:
+        """The loop asks for more after a step's last micro-batch.
+
+        Raises:
+            LoopError: the step wasn't finished.
+        """
+        self._require_backward()
+        if self._batch is not None:
+            raise LoopError(f"{self._where()}: optimizer.step() was not called after the last micro-batch; {_HOW}")
+
+    def made_loss(self, loss: Tensor) -> Tensor:
+        """The plugin computed the loss of the micro-batch at hand."""
+        self._loss = loss
+        return loss
+
+    def require_current(self, batch: SubBatch) -> None:
+        """Refuse the loss of a micro-batch that isn't the one at hand."""
+        if batch is not self._batch:
+            raise LoopError(f"{self._where()}: the loss is asked for another micro-batch than this one; {_HOW}")
+
+    def _checked_backward(self, loss: Tensor, **kwargs: Any) -> None:
+        if self._batch is not None:
+            if loss is not self._loss or loss is None:
+                raise LoopError(
+                    f"{self._where()}: accelerator.backward got a loss that SubbatchPlugin.loss did not make, so the "
+                    f"rows' weights would be lost: use loss = subbatch.loss(model, batch) as it is, undivided; {_HOW}"
+                )
+            if self._is_backward_done:
+                raise LoopError(f"{self._where()}: accelerator.backward was called twice; {_HOW}")
+        self._backward(loss, **kwargs)
+        self._is_backward_done = True
+
+    def _checked_step(self, step: Callable[..., Any], *, is_final: bool) -> Callable[..., Any]:
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            batch = self._batch
+            if batch is None:
+                raise LoopError(f"optimizer.step() was called without a micro-batch of a step; {_HOW}")
+            self._require_backward()
+            if self._accelerator.sync_gradients != batch.is_last:
+                raise LoopError(
+                    f"{self._where()}: Accelerate would {'' if self._accelerator.sync_gradients else 'not '}step after "
+                    "this micro-batch: put the loop's body into `with accelerator.accumulate(model):`, and leave "
+                    f"gradient_accumulation_steps to the plugin; {_HOW}"
+                )
+            if batch.is_last:
+                self._before_step()
+            result = step(*args, **kwargs)
+            if batch.is_last and is_final:
+                self._batch = None
+                self._attempted()
+            return result
+
+        return checked
+
+    def _require_backward(self) -> None:
+        if self._batch is not None and not self._is_backward_done:
+            raise LoopError(f"{self._where()}: no accelerator.backward(subbatch.loss(model, batch)) was called; {_HOW}")
+
+    def _where(self) -> str:
+        return f"step {self._batch.step}, micro-batch {self._batch.number}" if self._batch else "between two steps"

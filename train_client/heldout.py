@@ -1,0 +1,39 @@
+"""Held-out loss by source: the mean of row losses, as the selector and the trainer define them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from shared.dataset import Store
+
+from shared.partition import by_token_budget
+from shared.rowloss import collate, row_losses
+
+_TOKENS_PER_FORWARD = 8192
+
+
+def heldout_loss(accelerator: Any, model: Any, store: Store) -> dict[str, float]:
+    """Mean row loss of every source of a store, the work divided among the ranks; the model's mode is restored.
+
+    Returns:
+        Source name → loss, the same on every rank.
+    """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    index = np.arange(len(store), dtype=np.int64)
+    lengths, sources = store.lengths(index), store.sources_of(index)
+    total = torch.zeros(len(store.source_names), 2, dtype=torch.float64, device=accelerator.device)
+    bare, was_training = accelerator.unwrap_model(model), model.training
+    model.eval()
+    with torch.inference_mode():
+        for group in by_token_budget(lengths, budget=_TOKENS_PER_FORWARD)[rank::world_size]:
+            rows = collate(store.rows(group), device=accelerator.device)
+            logits = bare(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits
+            losses = row_losses(logits, rows["labels"]).double()
+            at = torch.from_numpy(sources[group].astype(np.int64)).to(accelerator.device)
+            total[:, 0].index_add_(0, at, losses)
+            total[:, 1].index_add_(0, at, torch.ones_like(losses))
+    model.train(was_training)
+    total = accelerator.reduce(total, reduction="sum")
+    return {name: float(loss / count) for name, (loss, count) in zip(store.source_names, total.tolist(), strict=True)}

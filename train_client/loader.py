@@ -1,0 +1,135 @@
+"""The micro-batches of one rank: selections, in order, turned into padded tensors with the scale of each row's loss.
+
+Prefetching happens below, in the client's queue; the cursor belongs to the plugin and counts trained steps only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from shared.dataset import Store
+from torch import Tensor
+
+from shared.errors import DataError
+from shared.partition import micro_batches_per_step, partition
+from shared.records import Selection
+from shared.rowloss import collate
+from train_client.client import Received
+from train_client.ranks import Ranks
+from train_client.source import SelectionSource
+
+
+@dataclass(frozen=True, eq=False)
+class SubBatch(Mapping[str, Tensor]):
+    """One micro-batch of this rank; as a mapping it is the model's input, so that `model(**batch)` works.
+
+    It holds no labels under the model's own name: the loss comes from `SubbatchPlugin.loss`, which knows the weights.
+
+    Attributes:
+        inputs: `input_ids` and `attention_mask`, int64 [m, T], padded on the right.
+        row_labels: Tokens that have a loss, -100 elsewhere, int64 [m, T].
+        scale: What each row's loss is multiplied with before summing, float32 [m]; 0 for rows that fill up.
+        step: The step it belongs to.
+        number: Its number within the step, from 0.
+        is_last: Whether the optimizer steps after it.
+        num_tokens: Tokens of its rows, padding and rows that fill up left out.
+    """
+
+    inputs: Mapping[str, Tensor]
+    row_labels: Tensor
+    scale: Tensor
+    step: int
+    number: int
+    is_last: bool
+    num_tokens: int
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.inputs[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.inputs)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step's work of this rank, and when and what it waited for.
+
+    Attributes:
+        received: The selection as it arrived.
+        micro_batches: In the order they are to run.
+        num_tokens: Tokens of this rank's rows, padding left out.
+        wait_started_ns: When this rank began to wait for the selection, by `time.time_ns`.
+        wait_seconds: How long it waited.
+        prepare_seconds: How long padding and copying to the device took.
+    """
+
+    received: Received
+    micro_batches: list[SubBatch]
+    num_tokens: int
+    wait_started_ns: int
+    wait_seconds: float
+    prepare_seconds: float
+
+
+class SubBatchLoader:
+    """Turns the selections of a source into this rank's steps."""
+
+    def __init__(
+        self, source: SelectionSource, store: Store, ranks: Ranks, *, micro_batch_size: int, device: torch.device
+    ) -> None:
+        self._source, self._store, self._ranks = source, store, ranks
+        self._micro_batch_size, self._device = micro_batch_size, device
+
+    def micro_batches_per_step(self, sub_batch_size: int) -> int:
+        """How many micro-batches every rank runs in a step."""
+        return micro_batches_per_step(
+            sub_batch_size, world_size=self._ranks.world_size, micro_batch_size=self._micro_batch_size
+        )
+
+    def step(self, step: int) -> Step:
+        """Wait for a step's selection and prepare this rank's share.
+
+        Raises:
+            SubbatchError: no selection came, or it names rows that this rank's store doesn't hold.
+        """
+        started_ns, clock = time.time_ns(), time.perf_counter()
+        received = self._source.selection(step)
+        arrived = time.perf_counter()
+        micro_batches = self._micro_batches(received.selection)
+        num_tokens = sum(batch.num_tokens for batch in micro_batches)
+        return Step(received, micro_batches, num_tokens, started_ns, arrived - clock, time.perf_counter() - arrived)
+
+    def _micro_batches(self, selection: Selection) -> list[SubBatch]:
+        if not np.array_equal(self._store.lengths(selection.index), selection.num_tokens):
+            raise DataError(
+                f"run {selection.run!r}: the rows of step {selection.step} have other lengths in this rank's store "
+                "than on the server: give both the same store"
+            )
+        mine = partition(
+            selection.num_tokens, world_size=self._ranks.world_size, micro_batch_size=self._micro_batch_size
+        )[self._ranks.rank]
+        # Accelerate divides by the micro-batches of a step and DDP by the ranks; the step's loss is Σ w_i L_i / b.
+        unit = len(mine) * self._ranks.world_size / selection.large_batch_size
+        batches = []
+        for number, part in enumerate(mine):
+            rows = collate(self._store.rows(selection.index[part.position]), device=self._device)
+            weight = np.where(part.is_filler, 0.0, selection.weight[part.position].astype(np.float64))
+            batches.append(
+                SubBatch(
+                    inputs={"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]},
+                    row_labels=rows["labels"],
+                    scale=torch.tensor(weight * unit, dtype=torch.float32, device=self._device),
+                    step=selection.step,
+                    number=number,
+                    is_last=number == len(mine) - 1,
+                    num_tokens=int(selection.num_tokens[part.position][~part.is_filler].sum()),
+                )
+            )
+        return batches

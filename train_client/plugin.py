@@ -1,0 +1,299 @@
+"""Sub-batches in a training loop that runs on Accelerate.
+
+    subbatch = SubbatchPlugin(accelerator, model, config="run.toml")   # after accelerator.prepare(model, optimizer)
+    for batch in subbatch:                                             # instead of a data loader
+        with accelerator.accumulate(model):
+            loss = subbatch.loss(model, batch)                         # instead of model(**batch).loss
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+`accelerator.save_state` and `load_state` carry the cursor; on loading, iteration goes on at the step that follows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from shared.dataset import Store
+from shared.tokenizer import tokenizer_fingerprint
+from torch import Tensor
+
+from shared.config import Config, load_config
+from shared.errors import ConfigError, CursorError, FingerprintError, LoopError
+from shared.model import adapter_to_json, base_fingerprint, tensor_specs, trainable_tensors
+from shared.records import Fingerprints, PhaseTimes, RunInfo
+from shared.rowloss import row_losses
+from train_client.guard import LoopGuard
+from train_client.inline import InlineSource
+from train_client.loader import Step, SubBatch, SubBatchLoader
+from train_client.ranks import Ranks
+from train_client.source import SelectionSource, ServerSource
+
+_STATE_FORMAT = 1
+_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step was on this rank. Seconds unless a name says otherwise.
+
+    Attributes:
+        loss: This rank's mean over micro-batches; its mean over ranks is the step's loss Σ w_i L_i / b.
+        wait_started_ns: When the step began, by `time.time_ns`; it begins with the wait for its selection.
+        prepare_seconds: Padding and copying to the device.
+        train_seconds: Forward and backward, up to the optimizer's step.
+        optimizer_seconds: The optimizer's step.
+        publish_seconds: Snapshot of the weights and report; selecting, where selection is inline.
+        selector: The selector's own phase times of this step's selection.
+    """
+
+    step: int
+    weights_version: int
+    loss: float
+    num_tokens: int
+    wire_bytes: int
+    wait_started_ns: int
+    wait_seconds: float
+    prepare_seconds: float
+    train_seconds: float
+    optimizer_seconds: float
+    publish_seconds: float
+    selector: PhaseTimes
+
+    @property
+    def step_seconds(self) -> float:
+        """The whole step."""
+        return (
+            self.wait_seconds
+            + self.prepare_seconds
+            + self.train_seconds
+            + self.optimizer_seconds
+            + self.publish_seconds
+        )
+
+
+class SubbatchPlugin:
+    """Iterate over it for this rank's micro-batches; take the loss from it. One plugin is one run."""
+
+    def __init__(
+        self, accelerator: Any, model: Any, config: Config | Path | str, *, tokenizer: Any | None = None
+    ) -> None:
+        """Check the parts against each other and register for checkpoints; nothing is sent before the first batch.
+
+        Args:
+            accelerator: Accelerate's, one process per rank.
+            model: The causal language model that is trained, bare or prepared, with or without a LoRA adapter.
+            config: The tree, or the path of its TOML file.
+            tokenizer: Where given, it must be the one the store was prepared with.
+
+        Raises:
+            ConfigError: no store, or a way of distributing that isn't supported.
+            DataError: a store that can't be used.
+            FingerprintError: another tokenizer than the store's.
+            ModelError: nothing is trained, or an adapter that isn't LoRA.
+        """
+        self._config = config if isinstance(config, Config) else load_config(Path(config))
+        if accelerator.distributed_type not in _SUPPORTED:
+            raise ConfigError(
+                f"distributed type {accelerator.distributed_type.value} isn't supported: use one process, or DDP"
+            )
+        if self._config.data.store is None:
+            raise ConfigError("data.store is not set: give the folder that `selector-server prepare` wrote")
+        self._accelerator = accelerator
+        self._ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self._store = Store.open(self._config.data.store)
+        self._model = accelerator.unwrap_model(model)
+        if tokenizer is not None and tokenizer_fingerprint(tokenizer) != self._store.manifest.tokenizer_fingerprint:
+            raise FingerprintError(
+                f"the trainer's tokenizer is {tokenizer_fingerprint(tokenizer)}, store {self._config.data.store} was "
+                f"prepared with {self._store.manifest.tokenizer_fingerprint}: use the store's tokenizer"
+            )
+        self._info = self._describe_run()
+        self._source = self._make_source()
+        self._loader = SubBatchLoader(
+            self._source,
+            self._store,
+            self._ranks,
+            micro_batch_size=self._config.train.micro_batch_size,
+            device=accelerator.device,
+        )
+        self._guard: LoopGuard | None = None
+        self._cursor = 0
+        self._step: Step | None = None
+        self._losses: list[Tensor] = []
+        self._clock: dict[str, float] = {}
+        self.last_step: StepReport | None = None
+        accelerator.register_for_checkpointing(self)
+
+    @property
+    def cursor(self) -> int:
+        """How many steps have been attempted."""
+        return self._cursor
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the run has."""
+        return self._info.timing.num_steps
+
+    def __iter__(self) -> Iterator[SubBatch]:
+        """This rank's micro-batches from the cursor to the run's end; opens the run.
+
+        Raises:
+            SubbatchError: the run can't be opened or continued, or the loop isn't correct.
+        """
+        run = self._config.run
+        if self._cursor >= self.num_steps:
+            return
+        if self._guard is not None:
+            raise LoopError(
+                f"run {run.name!r}: the plugin is iterated over a second time at step {self._cursor} of "
+                f"{self.num_steps}: one loop trains all steps; to go on later, resume from a checkpoint"
+            )
+        self._ranks.agree_on_cursor(run.name, self._cursor)
+        self._guard = LoopGuard(self._accelerator, before_step=self._optimizer_begins, attempted=self._attempted)
+        size = self._info.selection.sub_batch_size
+        self._accelerator.gradient_accumulation_steps = self._loader.micro_batches_per_step(size)
+        self._source.open(self._info, cursor=self._cursor, restart=run.restart)
+        try:
+            while self._cursor < self.num_steps:
+                yield from self._one_step(self._guard)
+            self._source.finish()
+        finally:
+            self._source.close()
+
+    def _one_step(self, guard: LoopGuard) -> Iterator[SubBatch]:
+        self._step = self._loader.step(self._cursor)
+        self._losses = []
+        # Accelerate counts micro-batches for itself; a checkpoint of another number of ranks would set it off by some.
+        self._accelerator.step = 0
+        self._clock = {"train": time.perf_counter()}
+        for batch in self._step.micro_batches:
+            guard.begin(batch)
+            yield batch
+        guard.end()
+
+    def loss(self, model: Any, batch: SubBatch) -> Tensor:
+        """Run the model on a micro-batch and give the loss that `accelerator.backward` expects.
+
+        A row's loss is the mean over its answer tokens, whatever its batch-mates; rows are weighted as the selection
+        says. The mean over a step's micro-batches and ranks is Σ w_i L_i / b.
+
+        Args:
+            model: As prepared.
+            batch: The micro-batch at hand.
+
+        Returns:
+            A scalar, float32.
+        """
+        return self.loss_from_logits(model(**batch, use_cache=False).logits, batch)
+
+    def loss_from_logits(self, logits: Tensor, batch: SubBatch) -> Tensor:
+        """The same for a loop that runs the model itself.
+
+        Args:
+            logits: The model's output for the micro-batch, [m, T, vocabulary].
+            batch: The micro-batch at hand.
+        """
+        if self._guard is None:
+            raise LoopError("the loss is asked for before the loop began: iterate over the plugin")
+        self._guard.require_current(batch)
+        loss = (row_losses(logits, batch.row_labels) * batch.scale).sum()
+        self._losses.append(loss.detach())
+        return self._guard.made_loss(loss)
+
+    # ---- checkpoints, called by accelerator.save_state and load_state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor and what it belongs to; returns once the server has every weights version it may need."""
+        return {
+            "format": _STATE_FORMAT,
+            "run": self._config.run.name,
+            "cursor": self._cursor,
+            "weights_version": self._cursor,
+            "fingerprints": asdict(self._info.fingerprints),
+            "source": self._source.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was made.
+
+        Raises:
+            CursorError: another run's checkpoint, one of another format, or one made with other data or another model.
+        """
+        name = self._config.run.name
+        if state.get("format") != _STATE_FORMAT:
+            raise CursorError(f"checkpoint has format {state.get('format')}, this release reads {_STATE_FORMAT}")
+        if state["run"] != name:
+            raise CursorError(f"checkpoint belongs to run {state['run']!r}, run.name is {name!r}: set run.name to it")
+        if self._ranks.is_first and state["fingerprints"] != asdict(self._info.fingerprints):
+            raise CursorError(
+                f"checkpoint of run {name!r} was made with {state['fingerprints']}, the trainer has "
+                f"{asdict(self._info.fingerprints)}: use the same store and base model"
+            )
+        self._cursor = int(state["cursor"])
+        self._source.load_state(state["source"])
+
+    def close(self) -> None:
+        """Let go of threads and connections; iterating to the end or leaving the loop does it too."""
+        self._source.close()
+
+    # ---- one step's bookkeeping
+
+    def _optimizer_begins(self) -> None:
+        self._clock["optimizer"] = time.perf_counter()
+
+    def _attempted(self) -> None:
+        """The optimizer has stepped, or its scaler skipped: the model is at the next weights version either way."""
+        assert self._step is not None
+        stepped = time.perf_counter()
+        self._cursor += 1
+        self._source.attempted(self._cursor)
+        step, selection = self._step, self._step.received.selection
+        self.last_step = StepReport(
+            step=selection.step,
+            weights_version=selection.weights_version,
+            loss=float(torch.stack(self._losses).mean()),
+            num_tokens=step.num_tokens,
+            wire_bytes=step.received.num_bytes,
+            wait_started_ns=step.wait_started_ns,
+            wait_seconds=step.wait_seconds,
+            prepare_seconds=step.prepare_seconds,
+            train_seconds=self._clock["optimizer"] - self._clock["train"],
+            optimizer_seconds=stepped - self._clock["optimizer"],
+            publish_seconds=time.perf_counter() - stepped,
+            selector=step.received.times,
+        )
+
+    # ---- construction
+
+    def _describe_run(self) -> RunInfo:
+        run, selection = self._config.run, self._config.selection
+        fingerprints = Fingerprints(
+            dataset=self._store.fingerprint,
+            tokenizer=self._store.manifest.tokenizer_fingerprint,
+            # Only rank 0 opens runs; the others spare themselves the hashing.
+            base_model=base_fingerprint(self._model) if self._ranks.is_first else {},
+        )
+        return RunInfo(
+            name=run.name,
+            seed=run.seed,
+            timing=run.timing(scores=selection.scores),
+            world_size=self._ranks.world_size,
+            selection=selection,
+            adapter_json=adapter_to_json(self._model),
+            trainable=tensor_specs(trainable_tensors(self._model)),
+            fingerprints=fingerprints,
+        )
+
+    def _make_source(self) -> SelectionSource:
+        client = self._config.client
+        if client.selector == "inline":
+            return InlineSource(self._model, self._store, self._ranks)
+        return ServerSource(client, self._model, self._ranks, run=self._config.run.name)

@@ -1,0 +1,106 @@
+"""What the reference loop tells people: a live line, trackers, and files that the demo and benchmarks read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from accelerate.utils import gather_object
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from train_client.plugin import StepReport
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 15.0
+
+
+class Progress:
+    """Reports every step of one rank; rank 0 also reports to people and trackers."""
+
+    def __init__(self, accelerator: Any, output: Path, *, first_step: int, num_steps: int) -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        self._accelerator, self._output = accelerator, output
+        self._first_step, self._num_steps = first_step, num_steps
+        self._lines: TextIO | None = None
+        self._bar: Bar | None = None
+        self._next_log = 0.0
+
+    def __enter__(self) -> Progress:
+        path = self._output / f"steps-rank{self._accelerator.process_index}.jsonl"
+        _keep_steps_before(path, self._first_step)
+        self._lines = path.open("a")
+        if self._accelerator.is_main_process:
+            _keep_steps_before(self._output / "heldout.jsonl", self._first_step + 1)
+            console = Console(stderr=True)
+            if console.is_terminal:
+                columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+                self._bar = Bar(*columns, TimeRemainingColumn(), console=console)
+                self._bar.start()
+                self._bar.add_task("", total=self._num_steps, completed=self._first_step)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lines:
+            self._lines.close()
+        if self._bar:
+            self._bar.stop()
+
+    def step(self, report: StepReport | None, *, learning_rate: float) -> None:
+        """A step was attempted."""
+        assert report is not None
+        assert self._lines is not None
+        row = asdict(report) | {"learning_rate": learning_rate, "step_seconds": report.step_seconds}
+        self._lines.write(json.dumps(row) + "\n")
+        self._lines.flush()
+        loss = report.loss
+        if self._accelerator.num_processes > 1:
+            losses = gather_object([report.loss])
+            loss = sum(losses) / len(losses)
+        if not self._accelerator.is_main_process:
+            return
+        self._accelerator.log(
+            {
+                "loss": loss,
+                "learning_rate": learning_rate,
+                "seconds/step": report.step_seconds,
+                "seconds/wait": report.wait_seconds,
+                "seconds/train": report.train_seconds,
+                "seconds/publish": report.publish_seconds,
+                "selector/score_seconds": report.selector.score_seconds,
+                "selector/pick_seconds": report.selector.pick_seconds,
+                "weights_version": report.weights_version,
+            },
+            step=report.step,
+        )
+        text = f"loss {loss:.4f}  step {report.step_seconds:.2f} s  waited {report.wait_seconds:.2f} s"
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=report.step + 1, description=text)
+        elif time.monotonic() > self._next_log:
+            self._next_log = time.monotonic() + _LOG_EVERY_S
+            logger.info("step %d of %d: %s", report.step + 1, self._num_steps, text)
+
+    def heldout(self, step: int, losses: dict[str, float]) -> None:
+        """Held-out losses by source after `step` steps."""
+        if not self._accelerator.is_main_process:
+            return
+        mean = sum(losses.values()) / len(losses)
+        with (self._output / "heldout.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "mean": mean, "by_source": losses}) + "\n")
+        self._accelerator.log({"heldout_loss": mean}, step=step)
+        logger.info("after step %d: held-out loss %.4f, mean over %d sources", step, mean, len(losses))
+
+
+def _keep_steps_before(path: Path, step: int) -> None:
+    """Drop what a job wrote past the checkpoint that this one resumes from."""
+    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step] if path.exists() else []
+    path.write_text("".join(line + "\n" for line in kept))

@@ -1,0 +1,99 @@
+"""Weights on their way to the server: a snapshot on the training thread, everything else in the background.
+
+A snapshot is kept until the server has it on disk. At most two are under way; a third waits, and says so, since a
+version that is skipped would leave a later step without its weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from shared.errors import SubbatchError
+from shared.weights import encode_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+MAX_UNDER_WAY = 2
+
+
+class Pusher:
+    """Uploads snapshots in order, in one background thread."""
+
+    def __init__(self, upload: Callable[[int, bytes], None], *, run: str) -> None:
+        """Start the thread.
+
+        Args:
+            upload: Sends one version's payload and returns when it is durable.
+            run: The run's name, for logs.
+        """
+        self._upload, self._run = upload, run
+        self._changed = threading.Condition()
+        self._under_way: list[tuple[int, Mapping[str, Tensor]]] = []
+        self._error: SubbatchError | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name="subbatch-push", daemon=True)
+        self._thread.start()
+
+    def push(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Snapshot the tensors now and upload them later.
+
+        Raises:
+            SubbatchError: an earlier upload was refused, or the server stayed away.
+        """
+        with self._changed:
+            if len(self._under_way) >= MAX_UNDER_WAY and not self._error:
+                began = time.monotonic()
+                waits_for = self._under_way[0][0]
+                logger.warning("run %s: weights version %d waits for version %d", self._run, version, waits_for)
+                self._changed.wait_for(lambda: len(self._under_way) < MAX_UNDER_WAY or self._error)
+                logger.warning("run %s: waited %.1f s for a push", self._run, time.monotonic() - began)
+            self._raise_error()
+        snapshot = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        with self._changed:
+            self._under_way.append((version, snapshot))
+            self._changed.notify_all()
+
+    def wait_durable(self) -> None:
+        """Return when everything pushed so far is durable on the server.
+
+        Raises:
+            SubbatchError: an upload was refused, or the server stayed away.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way or self._error)
+            self._raise_error()
+
+    def close(self) -> None:
+        """Stop the thread after the upload at hand; what hasn't been sent is dropped."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def _raise_error(self) -> None:
+        if self._error:
+            raise self._error
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._under_way or self._stopping)
+                if self._stopping:
+                    return
+                version, snapshot = self._under_way[0]
+            try:
+                self._upload(version, encode_weights(snapshot))
+            except SubbatchError as error:
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                del self._under_way[0]
+                self._changed.notify_all()

@@ -1,0 +1,57 @@
+"""The ranks of a training job, and the little that they have to agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from accelerate.utils import broadcast_object_list, gather_object
+
+from shared.errors import CursorError, SubbatchError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the ranks."""
+
+    rank: int
+    world_size: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def on_first(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0 and give its result, or its error, to every rank.
+
+        Raises:
+            SubbatchError: what `action` raised, on every rank, so that none waits for another for ever.
+        """
+        outcome: list[T | SubbatchError | None] = [None]
+        if self.is_first:
+            try:
+                outcome = [action()]
+            except SubbatchError as error:
+                outcome = [error]
+        if self.world_size > 1:
+            broadcast_object_list(outcome, from_process=0)
+        (result,) = outcome
+        if isinstance(result, SubbatchError):
+            raise result
+        return result  # type: ignore[return-value]
+
+    def agree_on_cursor(self, run: str, cursor: int) -> None:
+        """Refuse ranks that stand at different steps.
+
+        Raises:
+            CursorError: on every rank, with all cursors.
+        """
+        cursors = gather_object([cursor]) if self.world_size > 1 else [cursor]
+        if len(set(cursors)) > 1:
+            raise CursorError(
+                f"run {run!r}: the ranks stand at different steps {cursors}: resume all of them from one checkpoint"
+            )

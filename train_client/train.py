@@ -1,0 +1,139 @@
+"""The reference training loop: LoRA or full fine-tuning on Accelerate, worth copying.
+
+    accelerate launch -m train_client train --config run.toml
+
+Run with `accelerate launch` or `torchrun` on any number of ranks. What selection adds is the plugin and its loss; the
+rest is what any loop has.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from peft import LoraConfig, get_peft_model
+from shared.dataset import Store
+from shared.tokenizer import load_tokenizer
+from transformers import get_cosine_schedule_with_warmup
+
+from shared.config import Config, TrainConfig
+from shared.errors import ConfigError
+from shared.model import load_base_model
+from train_client.checkpoint import latest_checkpoint, save_checkpoint
+from train_client.heldout import heldout_loss
+from train_client.plugin import SubbatchPlugin
+from train_client.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: Config) -> None:
+    """Train a run from its start, or from `train.resume`, to its end.
+
+    Writes under `train.output`: `model/` (the adapter, or the whole model), `checkpoint-N/`, one line per step and rank
+    in `steps-rank<R>.jsonl`, and held-out losses in `heldout.jsonl`.
+
+    Raises:
+        SubbatchError: anything that keeps the run from starting or going on, with the remedy.
+    """
+    settings = config.train
+    accelerator = make_accelerator(config)
+    set_seed(config.run.seed, device_specific=True)
+    tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    model = make_model(config, accelerator.device)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    # Stepped once per attempted step by the loop below: the rate at step t doesn't depend on the number of ranks.
+    scheduler = get_cosine_schedule_with_warmup(
+        optimizer, round(settings.warmup_ratio * config.run.num_steps), config.run.num_steps
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(scheduler)
+    subbatch = SubbatchPlugin(accelerator, model, config, tokenizer=tokenizer)
+    heldout = Store.open(config.data.heldout_store) if config.data.heldout_store else None
+    resume = latest_checkpoint(settings.output) if str(settings.resume) == "latest" else settings.resume
+    if resume:
+        if not resume.is_dir():
+            raise ConfigError(f"train.resume {resume} is not a checkpoint folder: give one, or `latest`")
+        accelerator.load_state(str(resume))
+
+    with Progress(accelerator, settings.output, first_step=subbatch.cursor, num_steps=subbatch.num_steps) as progress:
+        if heldout and subbatch.cursor == 0 and settings.eval_every:
+            progress.heldout(0, heldout_loss(accelerator, model, heldout))
+        for batch in subbatch:
+            with accelerator.accumulate(model):
+                loss = subbatch.loss(model, batch)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and settings.max_grad_norm:
+                    accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            if batch.is_last:
+                progress.step(subbatch.last_step, learning_rate=scheduler.get_last_lr()[0])
+                scheduler.step()
+                done = subbatch.cursor
+                if heldout and (
+                    done == subbatch.num_steps or (settings.eval_every and done % settings.eval_every == 0)
+                ):
+                    progress.heldout(done, heldout_loss(accelerator, model, heldout))
+                if settings.save_every and done % settings.save_every == 0:
+                    save_checkpoint(accelerator, settings.output, done)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_pretrained(settings.output / "model")
+        logger.info("run %s: trained to step %d, model in %s", config.run.name, subbatch.cursor, settings.output)
+    accelerator.end_training()
+
+
+def make_accelerator(config: Config) -> Any:
+    """An Accelerator for one rank, its scheduler stepped by the loop, its trackers under `train.output`."""
+    settings = config.train
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        accelerator = Accelerator(
+            cpu=settings.device == "cpu",
+            mixed_precision=settings.mixed_precision,
+            log_with=list(settings.trackers) or None,
+            project_dir=str(settings.output),
+            step_scheduler_with_optimizer=False,
+        )
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"Accelerate refuses the [train] settings: {error}") from None
+    if settings.trackers:
+        accelerator.init_trackers("subbatch", config=_flat(settings))
+    return accelerator
+
+
+def make_model(config: Config, device: torch.device) -> Any:
+    """The base model, ready to train: with a new LoRA adapter, or all of its weights."""
+    model = load_base_model(config.model, device)
+    model.config.use_cache = False
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lora = config.train.lora
+    if not lora:
+        return model.train().requires_grad_()
+    adapter = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, adapter).train()
+    except ValueError as error:
+        raise ConfigError(
+            f"train.lora.target_modules {list(lora.target_modules)} don't fit the model: {error}"
+        ) from None
+
+
+def _flat(settings: TrainConfig) -> dict[str, str]:
+    return {key: str(value) for key, value in settings.model_dump().items()}
