@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from shared.dataset import Store
 
 from selector_server.features import l1_distances, l1_features
 from selector_server.picks import Picks, facility_location
 from selector_server.probes import Probes
 from selector_server.scorer import Scorer
 from shared.config import SelectionConfig
+from shared.dataset import Store
 from shared.errors import ModelError
 from shared.model import trainable_tensors
 from shared.records import PhaseTimes, Selection
@@ -68,7 +68,9 @@ class SelectionEngine:
         scored = drawn
         size = selection.sub_batch_size
         if self._scorer is None:
-            picks = Picks(index=np.arange(size), gain=np.zeros(size))
+            # The baseline: the first rows in draw order.
+            weight = np.full(size, selection.large_batch_size / size)
+            picks = Picks(index=np.arange(size), gain=np.zeros(size), weight=weight)
         else:
             self._scorer.refresh()
             probes = Probes(self._scorer.shape, seed=self._seed, step=step, count=selection.num_probes)
@@ -86,7 +88,7 @@ class SelectionEngine:
             large_batch_size=selection.large_batch_size,
             index=index,
             source=self._store.sources_of(index),
-            weight=np.full(size, selection.large_batch_size / size, dtype=np.float32),
+            weight=picks.weight.astype(np.float32),
             gain=picks.gain.astype(np.float32),
             num_tokens=self._store.lengths(index),
         )

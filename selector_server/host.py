@@ -16,13 +16,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from shared.dataset import Store
-
 from selector_server.engine import SelectionEngine
 from selector_server.journal import Journal
 from selector_server.run import Run, require_same_fingerprints
 from shared.convert import times_to_pb
-from shared.errors import ConfigError, ModelError, RunNotFoundError, SelectionError, SubbatchError, WeightsError
+from shared.dataset import Store
+from shared.errors import (
+    ConfigError,
+    JournalError,
+    ModelError,
+    RunNotFoundError,
+    SelectionError,
+    SubbatchError,
+    WeightsError,
+)
 from shared.model import add_adapter, tensor_specs, trainable_tensors
 from shared.pb.v1 import selector_pb2 as pb
 from shared.records import Fingerprints, RunInfo
@@ -48,23 +55,27 @@ class Host:
     """The runs of one server."""
 
     def __init__(self, model: Any, store: Store, fingerprints: Fingerprints, folder: Path, *, max_runs: int) -> None:
-        """Take up every run whose journal is in `folder`.
-
-        Raises:
-            JournalError: a damaged journal.
-        """
+        """Take up every run whose journal is in `folder`; a damaged one is logged, and refused when it is opened."""
         self._model, self._store, self._fingerprints, self._folder = model, store, fingerprints, folder
         self._max_runs = max_runs
         self._runs: dict[str, HostedRun] = {}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="selector")
         self._wake = asyncio.Event()
+        self._stopping = False
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             if (path / "journal.bin").is_file():
-                run = Run(Journal(path))
-                if run.incarnation:
-                    self._runs[path.name] = HostedRun(run)
-                    self._refuse_foreign(run)
-                    logger.info("run %s resumed from its journal at step %d", path.name, run.next_step)
+                self._resume(path)
+
+    def _resume(self, path: Path) -> None:
+        try:
+            run = Run(Journal(path))
+        except JournalError as error:
+            logger.error("run %s can't be resumed: %s", path.name, error)
+            return
+        if run.incarnation:
+            self._runs[path.name] = HostedRun(run)
+            self._refuse_foreign(run)
+            logger.info("run %s resumed from its journal at step %d", path.name, run.next_step)
 
     def _refuse_foreign(self, run: Run) -> None:
         """Let a run rest that began with other data or another model than this server has."""
@@ -195,9 +206,9 @@ class Host:
         await self.notify(hosted)
 
     async def schedule(self) -> None:
-        """Select for whichever run can go on, taking turns, until cancelled."""
+        """Select for whichever run can go on, taking turns, until `stop`."""
         turn = 0
-        while True:
+        while not self._stopping:
             self._wake.clear()
             ready = [hosted for _, hosted in sorted(self._runs.items()) if hosted.run.selectable_step() is not None]
             if not ready:
@@ -257,8 +268,13 @@ class Host:
     async def _in_worker(self, function: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
 
-    def shutdown(self) -> None:
-        """Finish what the worker is at, and let go of the journals."""
+    def stop(self) -> None:
+        """End `schedule` after the selection at hand."""
+        self._stopping = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """Let go of the worker and the journals, when nothing is served any more."""
         self._worker.shutdown()
         for hosted in self._runs.values():
             hosted.run.journal.close()

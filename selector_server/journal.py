@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from shared.errors import JournalError
 from shared.pb.v1 import journal_pb2 as pb
+from shared.weights import content_hash
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Journal:
             (folder / "weights").mkdir(parents=True, exist_ok=True)
             self._path = folder / "journal.bin"
             self._file = open(self._path, "a+b")
+            self._undo_to: int | None = None
             _fsync_folder(folder)
             _fsync_folder(folder.parent)
         except OSError as error:
@@ -82,17 +84,15 @@ class Journal:
         payload = record.SerializeToString()
         frame = _FRAME.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload
         with self._lock:
-            offset = os.path.getsize(self._path)
             try:
-                self._file.write(frame)
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                return self._write(frame)
             except OSError as error:
-                self._reopen(offset)
+                # A disk that refuses even this is asked again by the next append, before it writes.
+                with contextlib.suppress(OSError):
+                    self._undo()
                 raise JournalError(
                     f"journal {self._path} can't be written: {error}: free space there and open the run again"
                 ) from error
-        return offset
 
     def read(self, offset: int) -> pb.JournalRecord:
         """The record at an offset that `append` or `records` gave.
@@ -130,13 +130,16 @@ class Journal:
         """The payload stored for a version.
 
         Raises:
-            JournalError: the file is gone.
+            JournalError: the file is gone, or no longer what was stored.
         """
         path = self._weights_path(version, sha256)
         try:
-            return path.read_bytes()
+            payload = path.read_bytes()
         except OSError as error:
             raise JournalError(f"weights {path} can't be read: {error}") from error
+        if (found := content_hash(payload)) != sha256:
+            raise JournalError(f"weights {path} are damaged: stored with hash {sha256}, read with {found}: remove them")
+        return payload
 
     def keep_weights(self, versions: dict[int, str]) -> None:
         """Remove every weights file but those of `versions` (version → sha256)."""
@@ -160,12 +163,24 @@ class Journal:
         self._file.truncate(size)
         os.fsync(self._file.fileno())
 
-    def _reopen(self, size: int) -> None:
+    def _write(self, frame: bytes) -> int:
+        self._undo()
+        offset = self._undo_to = os.path.getsize(self._path)
+        self._file.write(frame)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._undo_to = None
+        return offset
+
+    def _undo(self) -> None:
         """Forget what a failed write left in the buffer and in the file."""
+        if self._undo_to is None:
+            return
         with contextlib.suppress(OSError):
             self._file.close()
         self._file = open(self._path, "a+b")
-        self._truncate(size)
+        self._truncate(self._undo_to)
+        self._undo_to = None
 
 
 def _read_frame(file: BinaryIO, offset: int, size: int) -> pb.JournalRecord | None:
@@ -175,7 +190,8 @@ def _read_frame(file: BinaryIO, offset: int, size: int) -> pb.JournalRecord | No
     if len(head) < _FRAME.size:
         return None
     magic, length, crc = _FRAME.unpack(head)
-    if magic != _MAGIC or length > min(_MAX_RECORD_BYTES, size - offset - _FRAME.size):
+    # No record is empty; a header that a crash left half zero would pass for one, since the CRC-32 of nothing is 0.
+    if magic != _MAGIC or not 0 < length <= min(_MAX_RECORD_BYTES, size - offset - _FRAME.size):
         return None
     payload = file.read(length)
     if zlib.crc32(payload) != crc:

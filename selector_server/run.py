@@ -18,6 +18,7 @@ from shared.errors import (
     FingerprintError,
     JournalError,
     RunExistsError,
+    RunNotFoundError,
     StaleIncarnationError,
     SubbatchError,
     WeightsError,
@@ -52,6 +53,7 @@ class Run:
         self.failure: SubbatchError | None = None
         self.completed: dict[int, int] = {}
         self._open_id = ""
+        self._past_open_ids: set[str] = set()
         self._cursor = 0
         self._next_step = 0
         self._selections: dict[int, int] = {}
@@ -74,17 +76,23 @@ class Run:
             RunExistsError: a new trainer under a name that is taken.
             ConfigError, FingerprintError: the run was first opened with other settings.
             CursorError: the cursor is past the end, or older weights than the trainer still has are missing.
+            StaleIncarnationError: a late repetition of an opening that a newer one has replaced.
         """
         if open_id and open_id == self._open_id and cursor == self._cursor:
             return self._missing(cursor)
+        if open_id in self._past_open_ids:
+            raise StaleIncarnationError(
+                f"run {info.name!r} is at incarnation {self.incarnation}: another job has opened it since this opening "
+                "was first asked for; stop one of the two"
+            )
         if not 0 <= cursor <= info.timing.num_steps:
             raise CursorError(f"run {info.name!r} has {info.timing.num_steps} steps, the trainer is at step {cursor}")
         exists = self.incarnation > 0
         restart = restart and cursor == 0
         if exists and cursor == 0 and not restart:
             raise RunExistsError(
-                f"run {info.name!r} exists, with selections up to step {self._next_step - 1}: resume its trainer from "
-                "a checkpoint, choose another run.name, or set run.restart to start it over"
+                f"run {info.name!r} exists, with the selections of {self._next_step} steps: resume its trainer from a "
+                "checkpoint, choose another run.name, or set run.restart to start it over"
             )
         if exists and not restart:
             _require_same(self.info, info)
@@ -114,8 +122,11 @@ class Run:
         """Refuse the calls of a job that has been replaced.
 
         Raises:
+            RunNotFoundError: nobody has opened the run yet.
             StaleIncarnationError: `incarnation` isn't the current one.
         """
+        if not self.incarnation:
+            raise RunNotFoundError(f"run {self.journal.folder.name!r} was never opened here: open it first")
         if incarnation != self.incarnation:
             raise StaleIncarnationError(
                 f"run {self.info.name!r} is at incarnation {self.incarnation}, this call belongs to {incarnation}: "
@@ -142,6 +153,8 @@ class Run:
     def waits_for(self) -> str:
         """What keeps the next selection from being computed, in words; empty where nothing does."""
         step = self._next_step
+        if not self.incarnation:
+            return "being opened"
         if self.closed:
             return "nothing: closed"
         if self.failure:
@@ -197,10 +210,10 @@ class Run:
             WeightsError: the version is refused: not one this run uses, out of order, or accepted with other content.
         """
         stored = self._weights.get(version)
-        if stored and (stored.sha256 == sha256):
+        if stored and stored.sha256 == sha256 and not self._is_lost(version):
             return True
         name, timing = self.info.name, self.info.timing
-        if stored and stored.incarnation == self.incarnation:
+        if stored and stored.sha256 != sha256 and stored.incarnation == self.incarnation:
             raise WeightsError(f"run {name!r} has weights version {version} already, with other content: push the next")
         if not timing.steps_using(version):
             raise WeightsError(
@@ -255,6 +268,8 @@ class Run:
 
     def _apply_opened(self, opened: journal_pb2.Opened) -> None:
         self.info = run_from_pb(opened.run)
+        if self._open_id:
+            self._past_open_ids.add(self._open_id)
         self.incarnation, self._open_id, self._cursor = opened.incarnation, opened.open_id, opened.cursor
         self.closed = False
         self.completed = dict.fromkeys(range(self.info.world_size), opened.cursor)
@@ -287,9 +302,13 @@ class Run:
         stored = self._weights.get(version)
         return _is_base(self.info, version) or (stored is not None and self.journal.has_weights(version, stored.sha256))
 
+    def _is_lost(self, version: int) -> bool:
+        """Whether weights that were accepted, and that a step may still use, are gone from the disk."""
+        return version in self._needed_weights() and not self._has_payload(version)
+
     def _expected_version(self) -> int:
         version = self.info.timing.weights_version(self._next_step)
-        while self._has(version):
+        while _is_base(self.info, version) or (version in self._weights and not self._is_lost(version)):
             version += self.info.timing.push_every
         return version
 

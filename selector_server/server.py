@@ -15,23 +15,24 @@ import grpc
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from shared.dataset import Store
-from shared.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 from selector_server.engine import require_vocabulary
 from selector_server.host import Host
 from selector_server.service import SelectorService, TokenInterceptor
 from shared.config import Config, ServerConfig
+from shared.dataset import Store
 from shared.errors import ConfigError, FingerprintError, JournalError
 from shared.model import base_fingerprint, load_base_model
 from shared.pb.v1 import selector_pb2, selector_pb2_grpc
 from shared.records import Fingerprints
+from shared.tokenizer import load_tokenizer, tokenizer_fingerprint
 from shared.transport import SERVER_OPTIONS, read_token, server_credentials
 
 logger = logging.getLogger(__name__)
 
 _SERVICE = selector_pb2.DESCRIPTOR.services_by_name["SelectorService"].full_name
 _DRAIN_SECONDS = 5.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 async def serve(config: Config, *, on_ready: Callable[[str], None]) -> None:
@@ -44,20 +45,24 @@ async def serve(config: Config, *, on_ready: Callable[[str], None]) -> None:
     Raises:
         SubbatchError: anything that keeps the server from serving, before a trainer depends on it.
     """
+    if not config.model.path:
+        raise ConfigError("model.path is not set: give a hub id, a folder or a .gguf file")
     if config.data.store is None:
         raise ConfigError("data.store is not set: give the folder that `selector-server prepare` wrote")
     store = Store.open(config.data.store)
     tokenizer = tokenizer_fingerprint(load_tokenizer(config.model.path, config.model.revision))
-    if tokenizer != store.manifest.tokenizer_fingerprint:
+    if tokenizer != store.manifest.tokenizer.fingerprint:
         raise FingerprintError(
             f"tokenizer of model.path {config.model.path} is {tokenizer}, store {config.data.store} was prepared with "
-            f"{store.manifest.tokenizer_fingerprint}: prepare the store with this model's tokenizer"
+            f"{store.manifest.tokenizer.fingerprint}: prepare the store with this model's tokenizer"
         )
     if config.server.threads:
         torch.set_num_threads(config.server.threads)
     token = read_token(config.server.token_file)
     server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[TokenInterceptor(token)] if token else None)
     address = _bind(server, config.server)
+    if config.server.host not in _LOOPBACK and not (token and config.server.tls):
+        logger.warning("%s can be reached from other machines: set server.token_file and server.tls", address)
     with _sole_owner(config.server.journal):
         model = load_base_model(config.model, _device(config.server.device))
         require_vocabulary(model, store)
@@ -73,11 +78,10 @@ async def serve(config: Config, *, on_ready: Callable[[str], None]) -> None:
         try:
             await _until_stopped(scheduler)
         finally:
-            scheduler.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await scheduler
+            host.stop()
+            await scheduler
             await server.stop(_DRAIN_SECONDS)
-            host.shutdown()
+            host.close()
     logger.info("stopped")
 
 

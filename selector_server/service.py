@@ -189,7 +189,7 @@ def _payload_bound(info: RunInfo) -> int:
     return total
 
 
-class TokenInterceptor(grpc.aio.ServerInterceptor):
+class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC ships no types
     """Lets through only calls that carry the bearer token; health checks need none."""
 
     def __init__(self, token: str) -> None:

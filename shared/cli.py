@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def run_command(main: Callable[[], None]) -> int:
     )
     for chatty in ("httpx", "datasets", "transformers", "filelock", "fsspec"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # What one library says of another's use of it is for their developers.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         main()
     except SubbatchError as error:

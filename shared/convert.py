@@ -14,6 +14,8 @@ from shared.timing import Timing
 
 # A run's name becomes a folder's name on the server.
 _RUN_NAME = TypeAdapter(RunName)
+_MAX_WORLD_SIZE = 1 << 16
+_TRAINABLE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def run_to_pb(info: RunInfo) -> pb.RunInfo:
@@ -49,6 +51,17 @@ def run_from_pb(message: pb.RunInfo) -> RunInfo:
             f"run {message.name!r} needs num_steps, push_every and world_size of at least 1 and staleness of at least "
             f"0, got {message.num_steps}, {message.push_every}, {message.world_size} and {message.staleness}"
         )
+    if message.seed < 0 or message.world_size > _MAX_WORLD_SIZE:
+        raise WireError(
+            f"run {message.name!r} needs a seed of at least 0 and a world_size of at most {_MAX_WORLD_SIZE}, got "
+            f"{message.seed} and {message.world_size}"
+        )
+    for spec in message.trainable:
+        if spec.dtype not in _TRAINABLE_DTYPES or any(size < 0 for size in spec.shape):
+            raise WireError(
+                f"run {message.name!r} trains {spec.name} of dtype {spec.dtype} and shape {list(spec.shape)}: a "
+                f"trained tensor is {', '.join(_TRAINABLE_DTYPES)}, and no size is negative"
+            )
     if message.lookahead < message.staleness:
         raise WireError(f"run {message.name!r} has lookahead {message.lookahead} below staleness {message.staleness}")
     return RunInfo(

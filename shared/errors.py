@@ -25,6 +25,8 @@ from __future__ import annotations
 import grpc
 
 ERROR_KEY = "subbatch-error"
+# gRPC percent-encodes a message into a header and drops it, with the error's name, where headers exceed 8 KiB.
+_MAX_MESSAGE_BYTES = 2000
 
 
 class SubbatchError(Exception):
@@ -116,7 +118,10 @@ RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE})
 
 def to_status(error: SubbatchError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
     """Status code, message and trailing metadata that carry an error to the other side."""
-    return _STATUS[type(error)], str(error), ((ERROR_KEY, type(error).__name__),)
+    message = str(error).encode()
+    if len(message) > _MAX_MESSAGE_BYTES:
+        message = message[:_MAX_MESSAGE_BYTES] + "…".encode()
+    return _STATUS[type(error)], message.decode(errors="ignore"), ((ERROR_KEY, type(error).__name__),)
 
 
 def from_rpc_error(error: grpc.RpcError, *, doing: str) -> SubbatchError:

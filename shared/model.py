@@ -14,12 +14,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from shared.config import ModelConfig
 from shared.errors import ModelError
 from shared.records import TensorSpec
 
 _HASH_CHUNK_ELEMENTS = 1 << 22
+_LOCAL_SETTINGS = (
+    "base_model_name_or_path", "revision", "inference_mode", "runtime_config", "auto_mapping", "peft_version",
+)  # fmt: skip
 
 
 def load_base_model(config: ModelConfig, device: torch.device) -> Any:
@@ -30,6 +34,7 @@ def load_base_model(config: ModelConfig, device: torch.device) -> Any:
     """
     if not config.path:
         raise ModelError("model.path is not set: give a hub id, a folder or a .gguf file")
+    disable_progress_bar()
     where, extra = config.path, {"revision": config.revision}
     if where.endswith(".gguf"):
         file = Path(where)
@@ -73,7 +78,8 @@ def adapter_to_json(model: Any) -> str:
     if not isinstance(config, LoraConfig):
         raise ModelError(f"adapter type {config.peft_type} isn't supported: use LoRA, or full fine-tuning")
     settings = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    for local in ("base_model_name_or_path", "revision", "inference_mode", "runtime_config", "auto_mapping"):
+    # Where and by which release the adapter was made says nothing about what it is; a run outlives an upgrade of PEFT.
+    for local in _LOCAL_SETTINGS:
         settings.pop(local, None)
     settings["peft_type"], settings["task_type"] = "LORA", "CAUSAL_LM"
     return json.dumps({k: v for k, v in settings.items() if v is not None}, sort_keys=True, default=str)
@@ -91,7 +97,7 @@ def trainable_tensors(model: Any) -> dict[str, Tensor]:
     if not trained:
         raise ModelError("the model has no trainable parameter: add an adapter or call requires_grad_()")
     if isinstance(model, PeftModel):
-        named = get_peft_model_state_dict(model, save_embedding_layers=False)
+        named = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
         covered, expected = sum(t.numel() for t in named.values()), sum(p.numel() for p in trained.values())
         if covered != expected:
             raise ModelError(

@@ -48,22 +48,21 @@ def decode_selection(payload: bytes) -> Selection:
 
     Raises:
         WireError: not one record batch of the columns above, another wire version, a missing or malformed shared
-            field, nulls, negative row numbers, or weights that aren't finite and non-negative.
+            field, nulls, no rows or more than the large batch, negative row numbers, or weights that aren't finite and
+            non-negative.
     """
     try:
         with pa.ipc.open_stream(payload) as reader:
             batches = list(reader)
         for batch in batches:
             batch.validate(full=True)
-    except (pa.ArrowInvalid, OSError, EOFError) as error:
+        got = [(field.name, field.type) for field in reader.schema]
+        shared = {key.decode(): value.decode() for key, value in (reader.schema.metadata or {}).items()}
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise WireError(f"selection is not an Arrow stream: {error}") from None
     if len(batches) != 1:
         raise WireError(f"a selection is one record batch, got {len(batches)}")
     (batch,) = batches
-    got = {field.name: field.type for field in batch.schema}
-    if got != _COLUMNS:
-        raise WireError(f"a selection has columns {_COLUMNS}, got {got}")
-    shared = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
     missing = [key for key in _SHARED if key not in shared]
     if missing:
         raise WireError(f"selection lacks {', '.join(missing)}")
@@ -72,6 +71,9 @@ def decode_selection(payload: bytes) -> Selection:
             f"selection has wire version {shared['wire_version']}, this side speaks {WIRE_VERSION}: "
             "run the same subbatch release on server and trainers"
         )
+    # A list, since a column that comes twice is wrong too.
+    if got != list(_COLUMNS.items()):
+        raise WireError(f"a selection has columns {_COLUMNS}, got {got}")
     columns = {}
     for name in _COLUMNS:
         if batch.column(name).null_count:
@@ -88,6 +90,11 @@ def decode_selection(payload: bytes) -> Selection:
         )
     except ValueError as error:
         raise WireError(f"selection has a malformed field: {error}") from None
+    if selection.step < 0 or selection.weights_version < 0 or selection.large_batch_size < batch.num_rows:
+        raise WireError(
+            f"selection of step {selection.step} with weights version {selection.weights_version} has "
+            f"{batch.num_rows} rows of a large batch of {selection.large_batch_size}"
+        )
     weights_ok = np.isfinite(selection.weight).all() and (selection.weight >= 0).all()
     if batch.num_rows == 0 or (selection.index < 0).any() or (selection.num_tokens < 1).any() or not weights_ok:
         raise WireError(f"selection of step {selection.step} has no rows, negative row numbers, or bad weights")
@@ -97,6 +104,6 @@ def decode_selection(payload: bytes) -> Selection:
 def same_selection(left: Selection, right: Selection) -> bool:
     """Whether two selections are equal to the last bit."""
     return all(
-        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+        (a.dtype, a.tobytes()) == (b.dtype, b.tobytes()) if isinstance(a, np.ndarray) else a == b
         for a, b in zip(dataclasses.astuple(left), dataclasses.astuple(right), strict=True)
     )

@@ -19,7 +19,7 @@ def main() -> None:
 
     demo = commands.add_parser("demo", help="the whole product on this machine, without network or GPU")
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for results (default %(default)s)")
-    demo.add_argument("--steps", type=int, default=80, help="steps of each arm (default %(default)s)")
+    demo.add_argument("--steps", type=int, default=60, help="steps of each arm (default %(default)s)")
 
     arguments, rest = parser.parse_known_args()
     if arguments.command == "demo" and rest:

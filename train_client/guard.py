@@ -37,13 +37,19 @@ class LoopGuard:
         self._batch: SubBatch | None = None
         self._loss: Tensor | None = None
         self._is_backward_done = False
-        self._backward = accelerator.backward
-        accelerator.backward = self._checked_backward
         if not accelerator._optimizers:
             raise LoopError("no optimizer is prepared: call accelerator.prepare(model, optimizer) before the loop")
+        self._optimizers = list(accelerator._optimizers)
+        self._backward = accelerator.backward
+        accelerator.backward = self._checked_backward
         # With several optimizers the step is attempted when the last of them has stepped.
-        for optimizer in accelerator._optimizers:
-            optimizer.step = self._checked_step(optimizer.step, is_final=optimizer is accelerator._optimizers[-1])
+        for optimizer in self._optimizers:
+            optimizer.step = self._checked_step(optimizer.step, is_final=optimizer is self._optimizers[-1])
+
+    def remove(self) -> None:
+        """Take the wrappers off again, when the loop is over."""
+        for wrapped, name in ((self._accelerator, "backward"), *((o, "step") for o in self._optimizers)):
+            vars(wrapped).pop(name, None)
 
     def begin(self, batch: SubBatch) -> None:
         """A micro-batch is handed to the loop."""
@@ -71,14 +77,13 @@ class LoopGuard:
             raise LoopError(f"{self._where()}: the loss is asked for another micro-batch than this one; {_HOW}")
 
     def _checked_backward(self, loss: Tensor, **kwargs: Any) -> None:
-        if self._batch is not None:
-            if loss is not self._loss or loss is None:
-                raise LoopError(
-                    f"{self._where()}: accelerator.backward got a loss that SubbatchPlugin.loss did not make, so the "
-                    f"rows' weights would be lost: use loss = subbatch.loss(model, batch) as it is, undivided; {_HOW}"
-                )
-            if self._is_backward_done:
-                raise LoopError(f"{self._where()}: accelerator.backward was called twice; {_HOW}")
+        if loss is not self._loss or loss is None:
+            raise LoopError(
+                f"{self._where()}: accelerator.backward got a loss that SubbatchPlugin.loss did not make, so the "
+                f"rows' weights would be lost: use loss = subbatch.loss(model, batch) as it is, undivided; {_HOW}"
+            )
+        if self._is_backward_done:
+            raise LoopError(f"{self._where()}: accelerator.backward was called twice; {_HOW}")
         self._backward(loss, **kwargs)
         self._is_backward_done = True
 
@@ -98,7 +103,7 @@ class LoopGuard:
                 self._before_step()
             result = step(*args, **kwargs)
             if batch.is_last and is_final:
-                self._batch = None
+                self._batch = self._loss = None
                 self._attempted()
             return result
 

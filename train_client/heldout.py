@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from shared.dataset import Store
 
+from shared.dataset import Store
 from shared.partition import by_token_budget
 from shared.rowloss import collate, row_losses
 

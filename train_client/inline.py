@@ -10,7 +10,6 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from shared.dataset import Store
-
 from shared.errors import CursorError
 from shared.records import PhaseTimes, RunInfo
 from shared.wire import decode_selection, encode_selection

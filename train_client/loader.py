@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from shared.dataset import Store
 from torch import Tensor
 
+from shared.dataset import Store
 from shared.errors import DataError
-from shared.partition import micro_batches_per_step, partition
+from shared.partition import MicroBatch, micro_batches_per_step, partition
 from shared.records import Selection
 from shared.rowloss import collate
 from train_client.client import Received
@@ -36,7 +36,6 @@ class SubBatch(Mapping[str, Tensor]):
         step: The step it belongs to.
         number: Its number within the step, from 0.
         is_last: Whether the optimizer steps after it.
-        num_tokens: Tokens of its rows, padding and rows that fill up left out.
     """
 
     inputs: Mapping[str, Tensor]
@@ -45,7 +44,6 @@ class SubBatch(Mapping[str, Tensor]):
     step: int
     number: int
     is_last: bool
-    num_tokens: int
 
     def __getitem__(self, key: str) -> Tensor:
         return self.inputs[key]
@@ -64,7 +62,8 @@ class Step:
     Attributes:
         received: The selection as it arrived.
         micro_batches: In the order they are to run.
-        num_tokens: Tokens of this rank's rows, padding left out.
+        rows: This rank's rows, numbers in the store, rows that fill up left out.
+        num_tokens: Tokens of these rows, padding left out.
         wait_started_ns: When this rank began to wait for the selection, by `time.time_ns`.
         wait_seconds: How long it waited.
         prepare_seconds: How long padding and copying to the device took.
@@ -72,6 +71,7 @@ class Step:
 
     received: Received
     micro_batches: list[SubBatch]
+    rows: list[int]
     num_tokens: int
     wait_started_ns: int
     wait_seconds: float
@@ -102,34 +102,46 @@ class SubBatchLoader:
         started_ns, clock = time.time_ns(), time.perf_counter()
         received = self._source.selection(step)
         arrived = time.perf_counter()
-        micro_batches = self._micro_batches(received.selection)
-        num_tokens = sum(batch.num_tokens for batch in micro_batches)
-        return Step(received, micro_batches, num_tokens, started_ns, arrived - clock, time.perf_counter() - arrived)
+        parts = self._share(received.selection)
+        micro_batches = [
+            self._sub_batch(received.selection, part, number, len(parts)) for number, part in enumerate(parts)
+        ]
+        mine = np.concatenate([part.position[~part.is_filler] for part in parts])
+        return Step(
+            received=received,
+            micro_batches=micro_batches,
+            rows=received.selection.index[mine].tolist(),
+            num_tokens=int(received.selection.num_tokens[mine].sum()),
+            wait_started_ns=started_ns,
+            wait_seconds=arrived - clock,
+            prepare_seconds=time.perf_counter() - arrived,
+        )
 
-    def _micro_batches(self, selection: Selection) -> list[SubBatch]:
+    def _share(self, selection: Selection) -> list[MicroBatch]:
+        """This rank's part of a selection.
+
+        Raises:
+            DataError: the selection names rows that this rank's store doesn't hold as the server does.
+        """
         if not np.array_equal(self._store.lengths(selection.index), selection.num_tokens):
             raise DataError(
                 f"run {selection.run!r}: the rows of step {selection.step} have other lengths in this rank's store "
                 "than on the server: give both the same store"
             )
-        mine = partition(
+        return partition(
             selection.num_tokens, world_size=self._ranks.world_size, micro_batch_size=self._micro_batch_size
         )[self._ranks.rank]
+
+    def _sub_batch(self, selection: Selection, part: MicroBatch, number: int, count: int) -> SubBatch:
+        rows = collate(self._store.rows(selection.index[part.position]), device=self._device)
+        weight = np.where(part.is_filler, 0.0, selection.weight[part.position].astype(np.float64))
         # Accelerate divides by the micro-batches of a step and DDP by the ranks; the step's loss is Σ w_i L_i / b.
-        unit = len(mine) * self._ranks.world_size / selection.large_batch_size
-        batches = []
-        for number, part in enumerate(mine):
-            rows = collate(self._store.rows(selection.index[part.position]), device=self._device)
-            weight = np.where(part.is_filler, 0.0, selection.weight[part.position].astype(np.float64))
-            batches.append(
-                SubBatch(
-                    inputs={"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]},
-                    row_labels=rows["labels"],
-                    scale=torch.tensor(weight * unit, dtype=torch.float32, device=self._device),
-                    step=selection.step,
-                    number=number,
-                    is_last=number == len(mine) - 1,
-                    num_tokens=int(selection.num_tokens[part.position][~part.is_filler].sum()),
-                )
-            )
-        return batches
+        scale = weight * count * self._ranks.world_size / selection.large_batch_size
+        return SubBatch(
+            inputs={"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]},
+            row_labels=rows["labels"],
+            scale=torch.tensor(scale, dtype=torch.float32, device=self._device),
+            step=selection.step,
+            number=number,
+            is_last=number == count - 1,
+        )

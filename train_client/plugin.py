@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from shared.dataset import Store
-from shared.tokenizer import tokenizer_fingerprint
 from torch import Tensor
 
 from shared.config import Config, load_config
+from shared.dataset import Store
 from shared.errors import ConfigError, CursorError, FingerprintError, LoopError
 from shared.model import adapter_to_json, base_fingerprint, tensor_specs, trainable_tensors
-from shared.records import Fingerprints, PhaseTimes, RunInfo
+from shared.records import Fingerprints, PhaseTimes, RunInfo, Selection
 from shared.rowloss import row_losses
+from shared.tokenizer import tokenizer_fingerprint
 from train_client.guard import LoopGuard
 from train_client.inline import InlineSource
 from train_client.loader import Step, SubBatch, SubBatchLoader
@@ -45,6 +45,8 @@ class StepReport:
     """What one step was on this rank. Seconds unless a name says otherwise.
 
     Attributes:
+        selection: What was selected for all ranks.
+        rows: The rows that this rank trained on, numbers in the store.
         loss: This rank's mean over micro-batches; its mean over ranks is the step's loss Σ w_i L_i / b.
         wait_started_ns: When the step began, by `time.time_ns`; it begins with the wait for its selection.
         prepare_seconds: Padding and copying to the device.
@@ -54,8 +56,8 @@ class StepReport:
         selector: The selector's own phase times of this step's selection.
     """
 
-    step: int
-    weights_version: int
+    selection: Selection
+    rows: list[int]
     loss: float
     num_tokens: int
     wire_bytes: int
@@ -110,10 +112,10 @@ class SubbatchPlugin:
         self._ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         self._store = Store.open(self._config.data.store)
         self._model = accelerator.unwrap_model(model)
-        if tokenizer is not None and tokenizer_fingerprint(tokenizer) != self._store.manifest.tokenizer_fingerprint:
+        if tokenizer is not None and tokenizer_fingerprint(tokenizer) != self._store.manifest.tokenizer.fingerprint:
             raise FingerprintError(
                 f"the trainer's tokenizer is {tokenizer_fingerprint(tokenizer)}, store {self._config.data.store} was "
-                f"prepared with {self._store.manifest.tokenizer_fingerprint}: use the store's tokenizer"
+                f"prepared with {self._store.manifest.tokenizer.fingerprint}: use the store's tokenizer"
             )
         self._info = self._describe_run()
         self._source = self._make_source()
@@ -166,6 +168,7 @@ class SubbatchPlugin:
                 yield from self._one_step(self._guard)
             self._source.finish()
         finally:
+            self._guard.remove()
             self._source.close()
 
     def _one_step(self, guard: LoopGuard) -> Iterator[SubBatch]:
@@ -255,10 +258,10 @@ class SubbatchPlugin:
         stepped = time.perf_counter()
         self._cursor += 1
         self._source.attempted(self._cursor)
-        step, selection = self._step, self._step.received.selection
+        step = self._step
         self.last_step = StepReport(
-            step=selection.step,
-            weights_version=selection.weights_version,
+            selection=step.received.selection,
+            rows=step.rows,
             loss=float(torch.stack(self._losses).mean()),
             num_tokens=step.num_tokens,
             wire_bytes=step.received.num_bytes,
@@ -277,7 +280,7 @@ class SubbatchPlugin:
         run, selection = self._config.run, self._config.selection
         fingerprints = Fingerprints(
             dataset=self._store.fingerprint,
-            tokenizer=self._store.manifest.tokenizer_fingerprint,
+            tokenizer=self._store.manifest.tokenizer.fingerprint,
             # Only rank 0 opens runs; the others spare themselves the hashing.
             base_model=base_fingerprint(self._model) if self._ranks.is_first else {},
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -59,7 +59,14 @@ class Progress:
         """A step was attempted."""
         assert report is not None
         assert self._lines is not None
-        row = asdict(report) | {"learning_rate": learning_rate, "step_seconds": report.step_seconds}
+        row = {
+            "step": report.selection.step,
+            "weights_version": report.selection.weights_version,
+            "learning_rate": learning_rate,
+            "step_seconds": report.step_seconds,
+            **{f.name: getattr(report, f.name) for f in fields(report) if f.name not in ("selection", "selector")},
+            "selector": asdict(report.selector),
+        }
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
         loss = report.loss
@@ -78,16 +85,16 @@ class Progress:
                 "seconds/publish": report.publish_seconds,
                 "selector/score_seconds": report.selector.score_seconds,
                 "selector/pick_seconds": report.selector.pick_seconds,
-                "weights_version": report.weights_version,
+                "weights_version": report.selection.weights_version,
             },
-            step=report.step,
+            step=report.selection.step,
         )
         text = f"loss {loss:.4f}  step {report.step_seconds:.2f} s  waited {report.wait_seconds:.2f} s"
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=report.step + 1, description=text)
+            self._bar.update(self._bar.task_ids[0], completed=report.selection.step + 1, description=text)
         elif time.monotonic() > self._next_log:
             self._next_log = time.monotonic() + _LOG_EVERY_S
-            logger.info("step %d of %d: %s", report.step + 1, self._num_steps, text)
+            logger.info("step %d of %d: %s", report.selection.step + 1, self._num_steps, text)
 
     def heldout(self, step: int, losses: dict[str, float]) -> None:
         """Held-out losses by source after `step` steps."""

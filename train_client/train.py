@@ -15,13 +15,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import LoraConfig, get_peft_model
-from shared.dataset import Store
-from shared.tokenizer import load_tokenizer
 from transformers import get_cosine_schedule_with_warmup
 
 from shared.config import Config, TrainConfig
+from shared.dataset import Store
 from shared.errors import ConfigError
 from shared.model import load_base_model
+from shared.tokenizer import load_tokenizer
 from train_client.checkpoint import latest_checkpoint, save_checkpoint
 from train_client.heldout import heldout_loss
 from train_client.plugin import SubbatchPlugin
@@ -40,6 +40,8 @@ def train(config: Config) -> None:
         SubbatchError: anything that keeps the run from starting or going on, with the remedy.
     """
     settings = config.train
+    if not config.model.path:
+        raise ConfigError("model.path is not set: give a hub id, a folder or a .gguf file")
     accelerator = make_accelerator(config)
     set_seed(config.run.seed, device_specific=True)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)

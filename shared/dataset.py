@@ -1,0 +1,317 @@
+"""The dataset store: a folder with one memory-mapped Arrow file and a manifest.
+
+`rows.arrow` is an Arrow IPC file of several record batches, so that a batch's token offsets fit 32 bits whatever the
+size of the store. The rows of a source stand together, sources by name and rows in the order they had in the data;
+hence a source is a (start, rows) range, which is all the sampler has to know. `selector-server prepare` writes stores.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared.errors import DataError
+from shared.records import Row
+
+FORMAT_VERSION = 1
+ROWS_FILE = "rows.arrow"
+MANIFEST_FILE = "manifest.json"
+ROWS_SCHEMA = pa.schema(
+    [
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("num_prompt_tokens", pa.int32(), nullable=False),
+        # The row's number in the data that was prepared, before sorting by source and dropping.
+        pa.field("origin", pa.int64(), nullable=False),
+    ]
+)
+Index = Sequence[int] | npt.NDArray[np.int64]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceInfo(_Record):
+    """One source of a store; its `dropped` rows are not in it."""
+
+    name: str = Field(min_length=1)
+    rows: int = Field(ge=1)
+    mean_tokens: float
+    dropped: int = Field(ge=0)
+
+
+class TokenizerInfo(_Record):
+    """What made a store's token ids. The name is for people, the fingerprint decides."""
+
+    name: str
+    fingerprint: str
+    eos_token_id: int
+    pad_token_id: int | None
+
+
+class Manifest(_Record):
+    """What a store holds."""
+
+    format_version: int = FORMAT_VERSION
+    fingerprint: str
+    prepared_from: str
+    tokenizer: TokenizerInfo
+    template: str
+    max_length: int
+    max_token_id: int
+    rows: int
+    rows_bytes: int
+    sources: tuple[SourceInfo, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _sources_make_the_store(self) -> Manifest:
+        names = [source.name for source in self.sources]
+        if names != sorted(set(names)):
+            raise ValueError(f"sources aren't in the order of their names: {names}")
+        if self.rows != (total := sum(source.rows for source in self.sources)):
+            raise ValueError(f"rows is {self.rows}, the sources have {total}")
+        return self
+
+
+class Store:
+    """An open store. Rows are views of mapped memory: nothing is read before it is asked for."""
+
+    def __init__(self, path: Path, manifest: Manifest, batches: Sequence[pa.RecordBatch]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.source_names = tuple(source.name for source in manifest.sources)
+        self.source_rows = tuple(source.rows for source in manifest.sources)
+        self._source_ends = np.cumsum(self.source_rows)
+        self._batch_starts = [0, *np.cumsum([batch.num_rows for batch in batches]).tolist()]
+        self._ids = [batch.column("input_ids").values.to_numpy() for batch in batches]
+        self._offsets = [batch.column("input_ids").offsets.to_numpy() for batch in batches]
+        self._num_prompt_tokens = [batch.column("num_prompt_tokens").to_numpy() for batch in batches]
+        self._origin = [batch.column("origin").to_numpy() for batch in batches]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Store:
+        """Map a store; its rows stay on disk.
+
+        Raises:
+            DataError: no store there, one that is not whole, or one of another format version.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        return cls(path, manifest, _map_rows(path, manifest))
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the store's content: equal for equal rows, tokenizer, template and max_length anywhere."""
+        return self.manifest.fingerprint
+
+    def row(self, number: int) -> Row:
+        """One row; its `input_ids` is a read-only view, int32 [num_tokens].
+
+        Raises:
+            DataError: number outside [0, len(store)).
+        """
+        if not 0 <= number < len(self):
+            raise self._out_of_range(number)
+        batch = bisect.bisect_right(self._batch_starts, number) - 1
+        local = number - self._batch_starts[batch]
+        start, end = self._offsets[batch][local : local + 2]
+        return Row(self._ids[batch][start:end], int(self._num_prompt_tokens[batch][local]))
+
+    def rows(self, index: Index) -> list[Row]:
+        """The rows of an index [n], in its order.
+
+        Raises:
+            DataError: a number outside [0, len(store)).
+        """
+        return [self.row(number) for number in self._checked(index).tolist()]
+
+    def sources_of(self, index: Index) -> npt.NDArray[np.int32]:
+        """The source number of each row of an index [n], int32 [n]: positions in `source_names`.
+
+        Raises:
+            DataError: a number outside [0, len(store)).
+        """
+        return np.searchsorted(self._source_ends, self._checked(index), side="right").astype(np.int32)
+
+    def lengths(self, index: Index) -> npt.NDArray[np.int32]:
+        """How many tokens, prompt and answer, each row of an index [n] has, int32 [n].
+
+        Raises:
+            DataError: a number outside [0, len(store)).
+        """
+        lengths = np.empty(len(index), dtype=np.int32)
+        for batch, mine, local in self._by_batch(index):
+            lengths[mine] = self._offsets[batch][local + 1] - self._offsets[batch][local]
+        return lengths
+
+    def origins(self, index: Index) -> npt.NDArray[np.int64]:
+        """The number that each row of an index [n] had in the prepared data, int64 [n].
+
+        Raises:
+            DataError: a number outside [0, len(store)).
+        """
+        origins = np.empty(len(index), dtype=np.int64)
+        for batch, mine, local in self._by_batch(index):
+            origins[mine] = self._origin[batch][local]
+        return origins
+
+    def _by_batch(self, index: Index) -> Iterator[tuple[int, npt.NDArray[np.bool_], npt.NDArray[np.int64]]]:
+        """Each record batch that the index touches, a mask of its part of the index, and row numbers in the batch."""
+        numbers = self._checked(index)
+        batches = np.searchsorted(self._batch_starts, numbers, side="right") - 1
+        for batch in np.unique(batches).tolist():
+            mine = batches == batch
+            yield batch, mine, numbers[mine] - self._batch_starts[batch]
+
+    def _checked(self, index: Index) -> npt.NDArray[np.int64]:
+        numbers = np.asarray(index, dtype=np.int64)
+        outside = (numbers < 0) | (numbers >= len(self))
+        if outside.any():
+            raise self._out_of_range(int(numbers[outside][0]))
+        return numbers
+
+    def _out_of_range(self, number: int) -> DataError:
+        return DataError(f"row {number} is not in store {self.path}: it has {len(self)} rows, 0 to {len(self) - 1}")
+
+
+def write_store(
+    folder: Path,
+    batches: Iterable[pa.RecordBatch],
+    *,
+    sources: Sequence[SourceInfo],
+    tokenizer: TokenizerInfo,
+    template: str,
+    max_length: int,
+    prepared_from: str,
+) -> Manifest:
+    """Write a store into a new folder. It is no store before this returns, and on the disk when it does.
+
+    Args:
+        folder: Doesn't exist yet.
+        batches: Rows of ROWS_SCHEMA in store order, cut anywhere.
+        sources: The sources of these rows, in store order.
+        tokenizer: What made the token ids.
+        template: The name of the prompt template.
+        max_length: Where rows were cut.
+        prepared_from: The name of the data, for people.
+    """
+    folder.mkdir()
+    file = folder / ROWS_FILE
+    columns = {name: hashlib.sha256() for name in ("num_tokens", "num_prompt_tokens", "input_ids")}
+    rows, max_token_id = 0, 0
+    with _durable(file) as stream, pa.ipc.new_file(stream, ROWS_SCHEMA) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            ids = batch.column("input_ids")
+            columns["num_tokens"].update(_little_endian(ids.value_lengths()))
+            columns["num_prompt_tokens"].update(_little_endian(batch.column("num_prompt_tokens")))
+            columns["input_ids"].update(_little_endian(ids.flatten()))
+            rows += batch.num_rows
+            max_token_id = max(max_token_id, pc.max(ids.flatten()).as_py())
+    content = {
+        "columns": {name: digest.hexdigest() for name, digest in columns.items()},
+        "sources": [[source.name, source.rows] for source in sources],
+        "tokenizer": tokenizer.fingerprint,
+        "template": template,
+        "max_length": max_length,
+    }
+    manifest = Manifest(
+        fingerprint=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        prepared_from=prepared_from,
+        tokenizer=tokenizer,
+        template=template,
+        max_length=max_length,
+        max_token_id=max_token_id,
+        rows=rows,
+        rows_bytes=file.stat().st_size,
+        sources=tuple(sources),
+    )
+    with _durable(folder / MANIFEST_FILE) as stream:
+        stream.write(manifest.model_dump_json(indent=2).encode() + b"\n")
+    sync_folder(folder)
+    return manifest
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _durable(file: Path) -> Iterator[BinaryIO]:
+    with file.open("xb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _little_endian(column: pa.Array) -> bytes:
+    return np.ascontiguousarray(column.to_numpy(), dtype="<i4").tobytes()
+
+
+def _read_manifest(path: Path) -> Manifest:
+    again = f"make it with `selector-server prepare SOURCE --tokenizer TOKENIZER --out {path}`"
+    if not path.is_dir():
+        raise DataError(f"store {path} {'is a file, not a folder' if path.exists() else 'does not exist'}: {again}")
+    file = path / MANIFEST_FILE
+    if not file.is_file():
+        raise DataError(f"{path} is not a store, it has no {MANIFEST_FILE}: give the folder of a store, or {again}")
+    try:
+        text = file.read_bytes()
+        version = json.loads(text)["format_version"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{file} is not the manifest of a store: give the folder of a store, or {again}") from None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"store {path} has format version {version}, this release reads {FORMAT_VERSION}: "
+            "prepare the data again, or use the release that made the store"
+        )
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise DataError(f"{file} is damaged, {where}: {first['msg']}; prepare the data again") from None
+
+
+def _map_rows(path: Path, manifest: Manifest) -> list[pa.RecordBatch]:
+    file = path / ROWS_FILE
+    size = file.stat().st_size if file.is_file() else 0
+    if size != manifest.rows_bytes:
+        raise DataError(
+            f"store {path} is not whole, {ROWS_FILE} has {size} bytes and its manifest says {manifest.rows_bytes}: "
+            "prepare the data again, or copy the store again"
+        )
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is not an Arrow file that can be read: {error}; prepare the data again") from None
+    if not reader.schema.equals(ROWS_SCHEMA):
+        columns = ", ".join(f"{field.name} {field.type}" for field in reader.schema)
+        wanted = ", ".join(f"{field.name} {field.type}" for field in ROWS_SCHEMA)
+        raise DataError(f"{file} has the columns {columns}, a store has {wanted}: prepare the data again")
+    if (rows := sum(batch.num_rows for batch in batches)) != manifest.rows:
+        raise DataError(f"{file} has {rows} rows, its manifest says {manifest.rows}: prepare the data again")
+    return batches

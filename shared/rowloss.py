@@ -1,0 +1,120 @@
+"""The one definition of a row's loss: the mean over its answer tokens of the next-token negative log likelihood.
+
+Selector and trainers both take it from here, so that the rows are picked for the gradient that is then trained. It does
+not depend on the rows beside it: padding is on the right, where causal attention can't see it, and has no target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shared.errors import DataError
+from shared.records import Row
+
+IGNORE = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Where the answer tokens of a batch are predicted. Answers of a row are adjacent, rows in batch order.
+
+    Attributes:
+        predicting: Positions whose next token is an answer token, bool [m, T].
+        targets: Those next tokens, int64 [num_answers].
+        counts: Answer tokens of each row, int64 [m]; they sum to num_answers.
+    """
+
+    predicting: Tensor
+    targets: Tensor
+    counts: Tensor
+
+
+def collate(rows: Sequence[Row], *, pad_id: int = 0, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Rows as one right-padded batch.
+
+    Args:
+        rows: At least one row.
+        pad_id: Token that fills up; any token will do, it is never attended to.
+        device: Where the tensors go.
+
+    Returns:
+        `input_ids` int64 [m, T]; `labels` int64 [m, T], `IGNORE` on prompt and padding; `attention_mask` int64 [m, T].
+
+    Raises:
+        DataError: a row without an answer token that has a token before it, hence without a loss.
+    """
+    lengths = [len(row.input_ids) for row in rows]
+    shape = (len(rows), max(lengths))
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORE, dtype=np.int64)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        if max(row.num_prompt_tokens, 1) >= length:
+            raise DataError(
+                f"row {i} of the batch has {length} tokens of which {row.num_prompt_tokens} are prompt: "
+                "no answer token is left to predict, prepare the store again without such rows"
+            )
+        input_ids[i, :length] = row.input_ids
+        labels[i, row.num_prompt_tokens : length] = row.input_ids[row.num_prompt_tokens :]
+        attention_mask[i, :length] = 1
+    arrays = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def find_answers(labels: Tensor) -> Answers:
+    """The answer tokens of a batch's labels, int64 [m, T]; a label is predicted at the position before it."""
+    following = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+    predicting = following != IGNORE
+    return Answers(predicting, following[predicting], predicting.sum(dim=1))
+
+
+def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss of each row, for training.
+
+    Args:
+        logits: [m, T, V], any floating dtype.
+        labels: int64 [m, T] as `collate` makes them.
+
+    Returns:
+        float32 [m], differentiable; NaN for a row without answer tokens.
+
+    Cost: beside the logits, float32 values for answer positions alone.
+    """
+    answers = find_answers(labels)
+    return _row_means(_token_losses(logits[answers.predicting], answers.targets), answers).float()
+
+
+def row_losses_at_answers(
+    hidden: Tensor, head: Callable[[Tensor], Tensor], answers: Answers, *, chunk_tokens: int
+) -> Tensor:
+    """Loss of each row from the hidden states at its answers, for scoring.
+
+    Args:
+        hidden: What the head reads, [num_answers, d], in the order of `answers.targets`.
+        head: Hidden states [n, d] → logits [n, V].
+        answers: Of the same batch.
+        chunk_tokens: Most answer tokens that have logits at one time, >= 1.
+
+    Returns:
+        float64 [m]; unrounded, since a central difference divides what rounding leaves by 2ε.
+
+    Cost: O(chunk_tokens · V) memory, whatever the number of tokens.
+    """
+    pieces = zip(hidden.split(chunk_tokens), answers.targets.split(chunk_tokens), strict=True)
+    return _row_means(torch.cat([_token_losses(head(h), targets) for h, targets in pieces]), answers)
+
+
+def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log likelihood of each target, float32 [n]."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def _row_means(token_losses: Tensor, answers: Answers) -> Tensor:
+    """Mean over each row's answer tokens, float64 [m], summed in token order on every device."""
+    return torch.segment_reduce(token_losses.double(), "mean", lengths=answers.counts)

@@ -1,0 +1,29 @@
+"""`selector-server` with a random pause before every selection and every push; the seed is SLOW_SEED."""
+
+import os
+import random
+import time
+
+from selector_server.engine import SelectionEngine
+from selector_server.journal import Journal
+
+_random = random.Random(int(os.environ["SLOW_SEED"]))
+_select, _write_weights = SelectionEngine.select, Journal.write_weights
+
+
+def slow_select(self, step, weights_version):
+    time.sleep(_random.uniform(0.0, 0.15))
+    return _select(self, step, weights_version)
+
+
+def slow_write_weights(self, version, sha256, payload):
+    time.sleep(_random.uniform(0.0, 0.15))
+    _write_weights(self, version, sha256, payload)
+
+
+SelectionEngine.select, Journal.write_weights = slow_select, slow_write_weights
+
+if __name__ == "__main__":
+    from selector_server.__main__ import main
+
+    main()

@@ -1,0 +1,307 @@
+"""`train-client demo`: the whole product on this machine, from making data to comparing what was learnt.
+
+No network, no GPU, no download. Every stage is one of the product's own commands in a process of its own, just as a
+user would run it; what they printed is in `logs/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from shared.config import load_config
+from shared.dataset import Store
+from shared.errors import SubbatchError
+from train_client.demo import pictures
+from train_client.demo.corpus import write_corpus
+from train_client.demo.results import (
+    Arm,
+    loss_table,
+    phase_seconds,
+    phase_table,
+    source_shares,
+    timeline,
+    wait_fraction,
+)
+from train_client.demo.timeline import draw_timeline
+from train_client.demo.tiny_model import make_phi, train_tokenizer
+
+_ROWS, _HELDOUT_PER_SOURCE = 6000, 8
+_VOCABULARY, _LAYERS, _WIDTH, _HEADS = 1024, 4, 128, 4
+_PRETRAINING_STEPS = 60
+_WORLD_SIZE = 2
+_LARGE, _SUB = 32, 16
+_SEED = 7
+
+_CONFIG = """\
+# Written by `train-client demo`: the same file serves `selector-server serve` and `train-client train`.
+[model]
+path = "{out}/model"
+
+[data]
+store = "{out}/store"
+heldout_store = "{out}/heldout"
+
+[selection]
+preset = "paper"
+large_batch_size = {large}
+sub_batch_size = {sub}
+sparsify_k = 512
+
+[run]
+name = "demo"
+num_steps = {steps}
+seed = {seed}
+staleness = 1
+push_every = 1
+
+[server]
+port = 0
+journal = "{out}/journal"
+device = "cpu"
+threads = 1
+
+[train]
+output = "{out}/selected"
+device = "cpu"
+threads = 1
+micro_batch_size = 4
+learning_rate = 3e-3
+eval_every = {eval_every}
+trackers = ["tensorboard"]
+lora = {{ rank = 16, alpha = 32, dropout = 0.0 }}
+"""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Where the demo runs and how it talks."""
+
+    out: Path
+    steps: int
+    console: Console
+
+    @property
+    def selector_cores(self) -> list[int]:
+        """The selector's device: one core of its own, where there are two."""
+        return _cores()[-1:]
+
+    @property
+    def trainer_cores(self) -> list[int]:
+        """The trainers' devices: the other cores."""
+        return _cores()[:-1] or _cores()
+
+    @property
+    def config(self) -> Path:
+        """The configuration that all processes share."""
+        return self.out / "run.toml"
+
+    def stage(self, text: str) -> None:
+        """Say what comes next."""
+        self.console.print(f"[bold]•[/] {text}")
+
+    def command(self, name: str, *arguments: object) -> None:
+        """Run one of the product's commands to its end, its output in logs/NAME.log.
+
+        Raises:
+            SubbatchError: it failed; the message ends with what it said last.
+        """
+        with self._log(name) as log:
+            process = subprocess.run([sys.executable, *map(str, arguments)], stdout=log, stderr=log, env=_environment())
+        self._require_success(name, process.returncode)
+
+    @contextmanager
+    def server(self) -> Iterator[str]:
+        """A selector server in the background; gives its address."""
+        with self._log("server") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "selector_server", "serve", "--config", str(self.config)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=_environment(),
+                preexec_fn=_pin(self.selector_cores),
+            )
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        try:
+            if not ready:
+                self._require_success("server", process.wait())
+            yield ready.split()[-1]
+        finally:
+            process.terminate()
+            process.wait()
+            process.stdout.close()
+
+    def train(self, name: str, title: str, *overrides: str, steps: int, cores: Sequence[int]) -> Path:
+        """Train one arm on these cores, with a progress bar; gives the folder of what it left."""
+        output = self.out / name
+        launcher = (
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={_WORLD_SIZE}",
+            "-m",
+            "train_client",
+        )
+        arguments = ("train", "--config", str(self.config), "--train.output", str(output), *overrides)
+        columns = (SpinnerColumn(), TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn())
+        with self._log(name) as log, Progress(*columns, TimeElapsedColumn(), console=self.console) as bar:
+            task = bar.add_task(title, total=steps)
+            process = subprocess.Popen(
+                [sys.executable, *launcher, *arguments],
+                stdout=log,
+                stderr=log,
+                env=_environment(),
+                preexec_fn=_pin(cores),
+            )
+            while process.poll() is None:
+                bar.update(task, completed=_count_lines(output / "steps-rank0.jsonl"))
+                time.sleep(0.3)
+            bar.update(task, completed=_count_lines(output / "steps-rank0.jsonl"))
+        self._require_success(name, process.returncode)
+        return output
+
+    @contextmanager
+    def _log(self, name: str) -> Iterator[TextIO]:
+        with (self.out / "logs" / f"{name}.log").open("w") as log:
+            yield log
+
+    def _require_success(self, name: str, code: int) -> None:
+        if code:
+            path = self.out / "logs" / f"{name}.log"
+            last = " | ".join(path.read_text().splitlines()[-3:])
+            raise SubbatchError(f"the demo's {name} exited with {code}; {path} ends with: {last}")
+
+
+def run_demo(out: Path, *, steps: int) -> None:
+    """Run the demo into `out`, replacing an earlier one's results.
+
+    Raises:
+        SubbatchError: a stage failed, or `out` holds something that no demo wrote.
+    """
+    out = out.resolve()
+    if out.exists() and any(out.iterdir()) and not (out / "run.toml").is_file():
+        raise SubbatchError(f"{out} holds files that no demo wrote: choose another --out, or empty it")
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "logs").mkdir(parents=True)
+    demo = Demo(out, steps, Console())
+    demo.config.write_text(
+        _CONFIG.format(out=out, large=_LARGE, sub=_SUB, steps=steps, seed=_SEED, eval_every=max(1, steps // 4))
+    )
+    _make_inputs(demo)
+    arms = _train_arms(demo)
+    _report(demo, arms)
+
+
+def _make_inputs(demo: Demo) -> None:
+    out = demo.out
+    demo.stage(f"writing {_ROWS:,} rows of 14 sources, every answer checked, every program executed")
+    corpus = write_corpus(out / "corpus", rows=_ROWS, heldout_per_source=_HELDOUT_PER_SOURCE, seed=_SEED)
+    demo.stage("training a tokenizer on them and making a small Phi")
+    train_tokenizer(corpus.train, out / "model", vocab_size=_VOCABULARY)
+    make_phi(
+        out / "model",
+        vocab_size=_VOCABULARY,
+        layers=_LAYERS,
+        width=_WIDTH,
+        heads=_HEADS,
+        seed=_SEED,
+        max_length=512,
+    )
+    demo.stage("preparing stores: selector-server prepare")
+    for name, rows in (("store", corpus.train), ("heldout", corpus.heldout)):
+        prepare = ("-m", "selector_server", "prepare", rows, "--tokenizer", out / "model", "--out", out / name)
+        demo.command(f"prepare-{name}", *prepare)
+
+
+def _train_arms(demo: Demo) -> list[Arm]:
+    inline = ("--client.selector", "inline", "--selection.pick", "random")
+    demo.stage("pre-training the base model a little, all weights, rows drawn uniformly")
+    demo.train(
+        "pretrained",
+        "pre-training",
+        *(*inline, "--run.num_steps", str(_PRETRAINING_STEPS), "--selection.sampling", "uniform"),
+        *("--selection.sub_batch_size", str(_LARGE), "--train.lora", "false", "--train.learning_rate", "2e-3"),
+        *("--train.eval_every", "0", "--run.name", "pretraining", "--train.trackers", "[]"),
+        steps=_PRETRAINING_STEPS,
+        cores=_cores(),
+    )
+    for file in (demo.out / "pretrained" / "model").iterdir():
+        shutil.copy(file, demo.out / "model")
+    demo.stage(
+        f"training LoRA adapters: {demo.steps} steps each, source-weighted draws, {_WORLD_SIZE} ranks on cores "
+        f"{demo.trainer_cores}, the selector on core {demo.selector_cores}"
+    )
+    all_rows = ("--selection.sub_batch_size", str(_LARGE))
+    place: dict[str, Any] = {"steps": demo.steps, "cores": demo.trainer_cores}
+    titles = (f"selected {_SUB} of {_LARGE}", f"random {_SUB}", f"random {_LARGE}")
+    with demo.server() as address:
+        selected = demo.train("selected", titles[0], "--client.selector", address, **place)
+    random_r = demo.train("random-r", titles[1], *inline, **place)
+    random_b = demo.train("random-b", titles[2], *inline, *all_rows, **place)
+    return [Arm.read(title, output) for title, output in zip(titles, (selected, random_r, random_b), strict=True)]
+
+
+def _report(demo: Demo, arms: list[Arm]) -> None:
+    out, (selected, *_) = demo.out, arms
+    config = load_config(demo.config)
+    warm_up = config.run.staleness + 2
+    waited, phases = wait_fraction(selected, warm_up=warm_up), phase_seconds(selected, warm_up=warm_up)
+    shares = source_shares(Store.open(out / "store"), config, selected)
+    middle = demo.steps // 2
+    draw_timeline(
+        timeline(selected), out / "timeline.png", first_step=middle, last_step=min(middle + 4, demo.steps - 1)
+    )
+    pictures.draw_loss_curves({arm.title: arm.curve for arm in arms}, out / "loss.png")
+    pictures.draw_loss_by_source({arm.title: arm.final_loss for arm in arms}, out / "loss-by-source.png")
+    pictures.draw_source_shares(shares, out / "source-shares.png")
+    summary = {
+        "steps": demo.steps,
+        "world_size": _WORLD_SIZE,
+        "large_batch_size": _LARGE,
+        "sub_batch_size": _SUB,
+        "staleness": config.run.staleness,
+        "push_every": config.run.push_every,
+        "wait_fraction": waited,
+        "step_seconds": phases,
+        "loss": {arm.title: {"mean": arm.curve[-1][1], "by_source": arm.final_loss} for arm in arms},
+        "source_share": {
+            source: dict(zip(("file", "large_batches", "sub_batches"), share, strict=True))
+            for source, share in shares.items()
+        },
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    demo.console.print(loss_table(arms))
+    demo.console.print(phase_table(phases, waited))
+    demo.console.print(f"pictures, summary.json and logs are in {out}")
+
+
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _pin(cores: Sequence[int]) -> Callable[[], None] | None:
+    """What a new process does to stay on these cores; cores stand for devices here."""
+    return (lambda: os.sched_setaffinity(0, cores)) if cores else None
+
+
+def _count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _environment() -> dict[str, str]:
+    """One thread a process: the server and two ranks share what cores there are."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
