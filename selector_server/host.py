@@ -28,6 +28,7 @@ from shared.errors import (
     RunNotFoundError,
     SelectionError,
     SubbatchError,
+    UnavailableError,
     WeightsError,
 )
 from shared.model import add_adapter, tensor_specs, trainable_tensors
@@ -169,8 +170,14 @@ class Host:
             hosted.changed.notify_all()
 
     async def watch(self, hosted: HostedRun) -> AsyncIterator[None]:
-        """Yield now and after every change of a run."""
+        """Yield now and after every change of a run.
+
+        Raises:
+            UnavailableError: the server is stopping; the listener may come back to the next one.
+        """
         while True:
+            if self._stopping:
+                raise UnavailableError("the server is stopping")
             seen = hosted.revision
             yield
             async with hosted.changed:
@@ -268,10 +275,12 @@ class Host:
     async def _in_worker(self, function: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
 
-    def stop(self) -> None:
-        """End `schedule` after the selection at hand."""
+    async def stop(self) -> None:
+        """End `schedule` after the selection at hand, and every stream."""
         self._stopping = True
         self._wake.set()
+        for hosted in self._runs.values():
+            await self.notify(hosted)
 
     def close(self) -> None:
         """Let go of the worker and the journals, when nothing is served any more."""

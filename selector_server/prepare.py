@@ -316,9 +316,8 @@ def _building(out: Path) -> Iterator[Path]:
             yield building
     except Exception as error:
         for cause in _causes(error):
-            if isinstance(
-                cause, KeyboardInterrupt | SystemExit
-            ):  # a pool that is interrupted hides it in a TimeoutError
+            # An interrupted pool of processes raises a TimeoutError over the interrupt.
+            if isinstance(cause, KeyboardInterrupt | SystemExit):
                 raise cause from None
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
                 free = shutil.disk_usage(building).free // 2**20

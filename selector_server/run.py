@@ -215,10 +215,10 @@ class Run:
         name, timing = self.info.name, self.info.timing
         if stored and stored.sha256 != sha256 and stored.incarnation == self.incarnation:
             raise WeightsError(f"run {name!r} has weights version {version} already, with other content: push the next")
-        if not timing.steps_using(version):
+        if not timing.steps_using(version) or self._next_step >= timing.num_steps:
             raise WeightsError(
                 f"run {name!r} uses no weights version {version}: versions are the multiples of push_every "
-                f"{timing.push_every} that a step below {timing.num_steps} uses"
+                f"{timing.push_every} that a step below {timing.num_steps} without a selection uses"
             )
         expected = self._expected_version()
         if version != expected:

@@ -78,7 +78,7 @@ async def serve(config: Config, *, on_ready: Callable[[str], None]) -> None:
         try:
             await _until_stopped(scheduler)
         finally:
-            host.stop()
+            await host.stop()
             await scheduler
             await server.stop(_DRAIN_SECONDS)
             host.close()

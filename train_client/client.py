@@ -86,6 +86,7 @@ class SelectorClient:
             timeout_s=self._config.wait_timeout_s,
             remedy="start the server, or correct client.selector",
         )
+        self._incarnation = reply.incarnation
         return reply.incarnation, list(reply.missing_versions)
 
     def attach(self, incarnation: int, *, from_step: int, num_steps: int) -> None:

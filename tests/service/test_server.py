@@ -1,0 +1,303 @@
+"""A real server and real clients: who may do what, who waits for whom, and what survives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from shared.config import ClientConfig, TlsConfig
+from shared.errors import (
+    ConfigError,
+    CursorError,
+    FingerprintError,
+    JournalError,
+    RunExistsError,
+    StaleIncarnationError,
+    SubbatchError,
+    UnauthenticatedError,
+    UnavailableError,
+    WeightsError,
+)
+from shared.records import Fingerprints
+from shared.weights import encode_weights
+from shared.wire import same_selection
+from tests.service.harness import Job, LiveServer
+from tests.support import Server, World, write_config
+from train_client.client import SelectorClient
+
+
+@pytest.fixture
+def server(world: World, tmp_path: Path) -> Iterator[LiveServer]:
+    with LiveServer(world, tmp_path / "journal") as live:
+        yield live
+
+
+@pytest.fixture
+def job(world: World, server: LiveServer) -> Job:
+    return Job(world, server.fingerprints)
+
+
+def connect(server: LiveServer, run: str = "run", **settings: object) -> SelectorClient:
+    options = {"selector": server.address, "wait_timeout_s": 30.0, "connect_timeout_s": 5.0, **settings}
+    return SelectorClient(ClientConfig.model_validate(options), run=run, rank=0)
+
+
+def run_through(client: SelectorClient, job: Job, incarnation: int, *, start: int = 0, stop: int, num_steps: int = 6):
+    """What a trainer does from `start` to `stop`, without training: its selections."""
+    client.attach(incarnation, from_step=start, num_steps=num_steps)
+    selections = []
+    for step in range(start, stop):
+        selections.append(client.selection(step).selection)
+        if step + 1 + 1 < num_steps:
+            client.push(step + 1, encode_weights(job.weights(step + 1)))
+        client.report(step + 1)
+    return selections
+
+
+def test_a_run_gets_every_step_once_and_in_order(server: LiveServer, job: Job) -> None:
+    client = connect(server)
+    incarnation, missing = client.open_run(job.info(), cursor=0, restart=False)
+    assert (incarnation, missing) == (1, [0])
+    client.push(0, encode_weights(job.weights(0)))
+    selections = run_through(client, job, incarnation, stop=6)
+    assert [s.step for s in selections] == list(range(6))
+    assert [s.weights_version for s in selections] == [0, 0, 1, 2, 3, 4]
+    assert all(len(set(s.index.tolist())) == 4 for s in selections)
+    client.close_run()
+    client.close()
+
+
+def test_nothing_is_selected_past_the_lookahead_nor_without_its_weights(server: LiveServer, job: Job) -> None:
+    client = connect(server, wait_timeout_s=2.0)
+    incarnation, _ = client.open_run(job.info(), cursor=0, restart=False)
+    client.attach(incarnation, from_step=0, num_steps=6)
+    with pytest.raises(UnavailableError, match="weights version 0"):
+        client.selection(0)
+    client.push(0, encode_weights(job.weights(0)))
+    for step in (0, 1):
+        assert client.selection(step).selection.step == step
+    with pytest.raises(UnavailableError, match="rank 0, which has completed 0 steps"):
+        client.selection(2)
+    client.close()
+
+
+def test_a_second_job_takes_over_only_from_a_checkpoint_and_then_the_first_is_refused(
+    server: LiveServer, job: Job
+) -> None:
+    first, second = connect(server), connect(server)
+    incarnation, _ = first.open_run(job.info(), cursor=0, restart=False)
+    first.push(0, encode_weights(job.weights(0)))
+    before = run_through(first, job, incarnation, stop=3)
+    with pytest.raises(RunExistsError, match=r"run\.restart"):
+        second.open_run(job.info(), cursor=0, restart=False)
+
+    newer, missing = second.open_run(job.info(), cursor=2, restart=False)
+    assert newer == incarnation + 1
+    with pytest.raises(StaleIncarnationError, match="incarnation 2"):
+        first.push(4, encode_weights(job.weights(4)))
+    for version in missing:
+        second.push(version, encode_weights(job.weights(version)))
+    second.attach(newer, from_step=2, num_steps=6)
+    assert same_selection(second.selection(2).selection, before[2])
+    # What was sent before is still good; then the stream ends.
+    assert [first.selection(step).selection.step for step in (3, 4)] == [3, 4]
+    with pytest.raises(StaleIncarnationError):
+        first.selection(5)
+    for client in (first, second):
+        client.close()
+
+
+def test_a_server_that_stops_and_starts_again_goes_on_with_the_same_selections(
+    world: World, tmp_path: Path, server: LiveServer, job: Job
+) -> None:
+    client = connect(server)
+    incarnation, _ = client.open_run(job.info(), cursor=0, restart=False)
+    client.push(0, encode_weights(job.weights(0)))
+    undisturbed = run_through(client, job, incarnation, stop=6)
+    client.close()
+
+    with LiveServer(world, tmp_path / "other") as other:
+        client = connect(other)
+        incarnation, _ = client.open_run(job.info(), cursor=0, restart=False)
+        client.push(0, encode_weights(job.weights(0)))
+        client.attach(incarnation, from_step=0, num_steps=6)
+        for step in range(6):
+            assert same_selection(client.selection(step).selection, undisturbed[step])
+            other.stop()
+            other.start()
+            if step + 2 < 6:
+                client.push(step + 1, encode_weights(job.weights(step + 1)))
+            client.report(step + 1)
+        client.close()
+
+
+def test_weights_that_are_wrong_are_refused_and_the_right_ones_still_fit(server: LiveServer, job: Job) -> None:
+    client = connect(server)
+    client.open_run(job.info(), cursor=0, restart=False)
+    client.attach(1, from_step=0, num_steps=6)
+    good = job.weights(0)
+    name = next(iter(good))
+    wrong: dict[str, dict[str, torch.Tensor]] = {
+        "missing": {k: v for k, v in good.items() if k != name},
+        "unknown": {**good, "extra": torch.zeros(1)},
+        "the run was opened with": {**good, name: good[name].T.contiguous()},
+        "opened with": {**good, name: good[name].half()},
+        "finite": {**good, name: good[name] * float("nan")},
+    }
+    for reason, weights in wrong.items():
+        with pytest.raises(WeightsError, match=reason):
+            client.push(0, encode_weights(weights))
+    with pytest.raises(WeightsError, match="expects weights version 0"):
+        client.push(1, encode_weights(good))
+    with pytest.raises(WeightsError):
+        client.push(0, b"\x80\x04pickle")
+    client.push(0, encode_weights(good))
+    client.push(0, encode_weights(good))
+    with pytest.raises(WeightsError, match="other content"):
+        client.push(0, encode_weights(job.weights(9)))
+    assert client.selection(0).selection.step == 0
+    client.close()
+
+
+def test_trainers_that_differ_from_the_server_or_from_their_run_are_refused_with_both_values(
+    server: LiveServer, job: Job
+) -> None:
+    client = connect(server)
+    mine = server.fingerprints
+    for other, word in (
+        (Fingerprints("x", mine.tokenizer, mine.base_model), "dataset"),
+        (Fingerprints(mine.dataset, "x", mine.base_model), "tokenizer"),
+        (Fingerprints(mine.dataset, mine.tokenizer, {"float32": "x"}), "base model"),
+    ):
+        job._fingerprints = other
+        with pytest.raises(FingerprintError, match=word):
+            client.open_run(job.info(), cursor=0, restart=False)
+    job._fingerprints = mine
+    with pytest.raises(ConfigError, match="1000"):
+        client.open_run(job.info(large_batch_size=1000), cursor=0, restart=False)
+    with pytest.raises(CursorError, match="7"):
+        client.open_run(job.info(), cursor=7, restart=False)
+    with pytest.raises(CursorError, match="version 2"):  # a volume that was lost
+        client.open_run(job.info(), cursor=3, restart=False)
+    client.open_run(job.info(), cursor=0, restart=False)
+    with pytest.raises(ConfigError, match="timing"):
+        client.open_run(job.info(num_steps=9), cursor=1, restart=False)
+    with pytest.raises(SubbatchError, match=r"\.\./run"):
+        client.open_run(job.info(name="../run"), cursor=0, restart=False)
+    client.close()
+
+
+def test_two_runs_on_one_server_get_what_they_get_alone(world: World, tmp_path: Path, server: LiveServer, job: Job) -> None:
+    selections = {}
+    clients = {name: connect(server, name) for name in ("a", "b")}
+    for name, client in clients.items():
+        incarnation, _ = client.open_run(job.info(name, num_probes=1 + (name == "b")), cursor=0, restart=False)
+        client.push(0, encode_weights(job.weights(0)))
+        client.attach(incarnation, from_step=0, num_steps=6)
+    for step in range(6):
+        for name, client in clients.items():
+            selections[name, step] = client.selection(step).selection
+            if step + 2 < 6:
+                client.push(step + 1, encode_weights(job.weights(step + 1 + 100 * (name == "b"))))
+            client.report(step + 1)
+    for name, client in clients.items():
+        client.close()
+        with LiveServer(world, tmp_path / f"alone-{name}") as alone:
+            lone = connect(alone, name)
+            incarnation, _ = lone.open_run(job.info(name, num_probes=1 + (name == "b")), cursor=0, restart=False)
+            lone.push(0, encode_weights(job.weights(0)))
+            lone.attach(incarnation, from_step=0, num_steps=6)
+            for step in range(6):
+                assert same_selection(lone.selection(step).selection, selections[name, step])
+                if step + 2 < 6:
+                    lone.push(step + 1, encode_weights(job.weights(step + 1 + 100 * (name == "b"))))
+                lone.report(step + 1)
+            lone.close()
+
+
+def test_a_missing_or_wrong_token_is_refused_and_health_needs_none(world: World, tmp_path: Path) -> None:
+    for name, text in (("right", "secret\n"), ("wrong", "guess\n")):
+        (tmp_path / name).write_text(text)
+    with LiveServer(world, tmp_path / "journal", token="secret") as server:
+        job = Job(world, server.fingerprints)
+        for settings, word in (({}, "missing"), ({"token_file": tmp_path / "wrong"}, "wrong")):
+            client = connect(server, **settings)
+            with pytest.raises(UnauthenticatedError, match=word):
+                client.open_run(job.info(), cursor=0, restart=False)
+            client.close()
+        client = connect(server, token_file=tmp_path / "right")
+        assert client.open_run(job.info(), cursor=0, restart=False) == (1, [0])
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsConfig:
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        + ["-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    return TlsConfig(ca=folder / "cert.pem", certificate=folder / "cert.pem", key=folder / "key.pem")
+
+
+def test_mutual_tls_lets_only_known_clients_in(world: World, tmp_path: Path, certificate: TlsConfig) -> None:
+    with LiveServer(world, tmp_path / "journal", tls=certificate) as server:
+        job = Job(world, server.fingerprints)
+        for tls in (None, TlsConfig(ca=certificate.ca)):
+            stranger = connect(server, tls=tls, connect_timeout_s=1.0)
+            with pytest.raises(UnavailableError):
+                stranger.open_run(job.info(), cursor=0, restart=False)
+            stranger.close()
+        client = connect(server, tls=certificate)
+        assert client.open_run(job.info(), cursor=0, restart=False) == (1, [0])
+        client.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root")
+def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(world: World, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine allows no mounts")
+    try:
+        with LiveServer(world, disk / "journal") as server:
+            job, client = Job(world, server.fingerprints), connect(server)
+            client.open_run(job.info(), cursor=0, restart=False)
+            (disk / "filler").write_bytes(bytes(_free_bytes(disk)))
+            with pytest.raises(JournalError, match="No space left"):
+                client.push(0, encode_weights(job.weights(0)))
+            (disk / "filler").unlink()
+            client.push(0, encode_weights(job.weights(0)))
+            client.attach(1, from_step=0, num_steps=6)
+            assert client.selection(0).selection.step == 0
+            client.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def _free_bytes(path: Path) -> int:
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def test_the_command_serves_health_and_refuses_a_second_server_on_its_journal(world: World, tmp_path: Path) -> None:
+    config = write_config(tmp_path, world)
+    with Server(config) as server:
+        with grpc.insecure_channel(server.address) as channel:
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(AssertionError):
+            Server(config)
+        assert "belongs to a server that is running" in (tmp_path / "server.log").read_text()
+        assert server.stop() == 0
