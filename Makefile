@@ -11,7 +11,7 @@ demo: $(VENV)/.ready
 	$(BIN)/train-client demo --out out/demo
 
 test: $(VENV)/.ready
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -m "not gpu" -n 2 --dist worksteal
 
 check: lint types drift test
 

@@ -49,9 +49,9 @@ def _prepare(arguments: argparse.Namespace, _rest: list[str]) -> None:
 
 
 def _serve(arguments: argparse.Namespace, rest: list[str]) -> None:
+    config = read_config(arguments, rest)  # before the seconds that torch takes to import
     from selector_server.server import serve
 
-    config = read_config(arguments, rest)
     asyncio.run(serve(config, on_ready=lambda address: print(f"selector-server ready on {address}", flush=True)))
 
 

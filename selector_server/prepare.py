@@ -69,7 +69,8 @@ def prepare(
 
     Args:
         source: A JSON, JSONL (either may be gzipped) or Parquet file; a folder of them, read in the order of their
-            paths; or the id of a Hugging Face dataset, of which the split "train" is taken.
+            paths; or the id of a Hugging Face dataset, of which the split "train" is taken (downloads stay in the
+            hub's own cache).
         tokenizer: A hub id, a folder, or a .gguf file.
         out: The store's folder: new or empty.
         max_length: Most tokens of a row, at least 2.

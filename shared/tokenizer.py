@@ -73,9 +73,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerFast, instructions: Sequence[str], *, template: str = "alpaca"
+    tokenizer: PreTrainedTokenizerFast, instructions: Sequence[str], *, template: str
 ) -> list[list[int]]:
-    """Token ids of instructions in their template, with BOS in front where the tokenizer adds one by itself."""
+    """Token ids of instructions in their template, with BOS in front where the tokenizer adds one by itself.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        instructions: What is asked.
+        template: A name in PROMPT_TEMPLATES; a store's manifest says which was used.
+    """
     texts = [PROMPT_TEMPLATES[template].format(instruction=instruction) for instruction in instructions]
     empty = tokenizer("")["input_ids"]
     bos = [tokenizer.bos_token_id] if empty and empty[0] == tokenizer.bos_token_id else []

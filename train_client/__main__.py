@@ -28,9 +28,10 @@ def main() -> None:
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
+    config = read_config(arguments, rest)  # before the seconds that torch takes to import
     from train_client.train import train
 
-    train(read_config(arguments, rest))
+    train(config)
 
 
 def _demo(arguments: argparse.Namespace, _rest: list[str]) -> None:

@@ -9,6 +9,7 @@ rest is what any loop has.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,8 +41,7 @@ def train(config: Config) -> None:
         SubbatchError: anything that keeps the run from starting or going on, with the remedy.
     """
     settings = config.train
-    if not config.model.path:
-        raise ConfigError("model.path is not set: give a hub id, a folder or a .gguf file")
+    resume = _check_inputs(config)
     accelerator = make_accelerator(config)
     set_seed(config.run.seed, device_specific=True)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
@@ -59,10 +59,7 @@ def train(config: Config) -> None:
     accelerator.register_for_checkpointing(scheduler)
     subbatch = SubbatchPlugin(accelerator, model, config, tokenizer=tokenizer)
     heldout = Store.open(config.data.heldout_store) if config.data.heldout_store else None
-    resume = latest_checkpoint(settings.output) if str(settings.resume) == "latest" else settings.resume
     if resume:
-        if not resume.is_dir():
-            raise ConfigError(f"train.resume {resume} is not a checkpoint folder: give one, or `latest`")
         accelerator.load_state(str(resume))
 
     with Progress(accelerator, settings.output, first_step=subbatch.cursor, num_steps=subbatch.num_steps) as progress:
@@ -91,6 +88,24 @@ def train(config: Config) -> None:
         accelerator.unwrap_model(model).save_pretrained(settings.output / "model")
         logger.info("run %s: trained to step %d, model in %s", config.run.name, subbatch.cursor, settings.output)
     accelerator.end_training()
+
+
+def _check_inputs(config: Config) -> Path | None:
+    """Look at everything that costs little before the model is loaded; gives the checkpoint to resume from, if any.
+
+    Raises:
+        SubbatchError: a path that isn't set, or where nothing usable is.
+    """
+    if not config.model.path:
+        raise ConfigError("model.path is not set: give a hub id, a folder or a .gguf file")
+    for store in filter(None, (config.data.store, config.data.heldout_store)):
+        Store.open(store)
+    resume = config.train.resume
+    if str(resume) == "latest":
+        return latest_checkpoint(config.train.output)
+    if resume and not resume.is_dir():
+        raise ConfigError(f"train.resume {resume} is not a checkpoint folder: give one, or `latest`")
+    return resume
 
 
 def make_accelerator(config: Config) -> Any:

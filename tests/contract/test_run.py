@@ -424,6 +424,13 @@ def test_weights_that_no_step_uses_are_refused(folder: Path, version: int) -> No
     push(run, 12)
 
 
+def test_weights_are_refused_once_every_step_is_selected(folder: Path) -> None:
+    # Version 8 is what step 9 uses, but this trainer has that step behind it.
+    run = opened(folder, a_run(num_steps=10, push_every=4, staleness=1), cursor=10)
+    with pytest.raises(WeightsError, match="uses no weights version 8"):
+        push(run, 8)
+
+
 def test_weights_that_come_again_are_harmless_also_when_nothing_needs_them_any_more(folder: Path) -> None:
     run = trained(folder, a_run(), 6)
     push(run, 7)

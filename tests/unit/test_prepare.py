@@ -145,11 +145,12 @@ def test_the_boundary_is_exact_where_a_merge_would_cross_it(tmp_path: Path) -> N
 
 
 def test_rows_are_cut_at_the_end_and_those_without_answer_dropped_by_source(tmp_path: Path, tokenizer: str) -> None:
-    short = len(token_ids(tokenizer, PROMPT.format("q")))
+    limit = len(token_ids(tokenizer, PROMPT.format("q q q")))
     rows = [
         ("a", "q", "x"),
         ("a", "q", "x" * 50),
-        ("a", "q q q q", "too late"),
+        ("a", "q q q", "one token too late"),
+        ("a", "q q q q q", "too late"),
         ("b", "q", "x"),
         ("b", "", "no question"),
         ("b", " \n", "no question"),
@@ -158,16 +159,14 @@ def test_rows_are_cut_at_the_end_and_those_without_answer_dropped_by_source(tmp_
         ("b", "no answer", "\t "),
     ]
     file = write_jsonl(tmp_path / "rows.jsonl", as_dicts(rows))
-    manifest = run(str(file), tmp_path / "store", tokenizer, max_length=short + 2)
-    assert [(s.name, s.rows, s.dropped) for s in manifest.sources] == [("a", 2, 1), ("b", 1, 5)]
+    manifest = run(str(file), tmp_path / "store", tokenizer, max_length=limit)
+    assert [(s.name, s.rows, s.dropped) for s in manifest.sources] == [("a", 2, 2), ("b", 1, 5)]
     store = Store.open(tmp_path / "store")
-    assert store.origins(range(3)).tolist() == [0, 1, 3]
-    assert store.lengths(range(3)).tolist() == [short + 2] * 3
-    assert [row.input_ids[-1] == 1 for row in store.rows(range(3))] == [True, False, True], "a cut row has lost its EOS"
-    assert (
-        store.row(1).input_ids.tolist()
-        == (token_ids(tokenizer, PROMPT.format("q")) + token_ids(tokenizer, "x" * 50))[: short + 2]
-    )
+    assert store.origins(range(3)).tolist() == [0, 1, 4]
+    prompt = token_ids(tokenizer, PROMPT.format("q"))
+    short, long = ([*prompt, *token_ids(tokenizer, answer), 1] for answer in ("x", "x" * 50))
+    assert len(short) < limit < len(long)
+    assert [row.input_ids.tolist() for row in store.rows(range(3))] == [short, long[:limit], short]
 
 
 def test_the_manifest_and_its_table_tell_what_was_done(source: str, tmp_path: Path, tokenizer: str) -> None:
@@ -204,8 +203,8 @@ def json_lines_gzipped(folder: Path) -> Path:
     return folder / "rows.jsonl.gz"
 
 
-def parquet(folder: Path) -> Path:
-    table = pa.Table.from_pylist(as_dicts(ROWS)).append_column("extra", pa.array(range(6)))
+def parquet(folder: Path, rows: list[tuple[Any, Any, Any]] = ROWS) -> Path:
+    table = pa.Table.from_pylist(as_dicts(rows)).append_column("extra", pa.array(range(len(rows))))
     pq.write_table(table.set_column(0, "source", table["source"].cast(pa.large_string())), folder / "rows.parquet")
     return folder / "rows.parquet"
 
@@ -213,7 +212,7 @@ def parquet(folder: Path) -> Path:
 def folder_of_files(folder: Path) -> Path:
     write_jsonl(folder / "1.jsonl", as_dicts(ROWS[:2]))
     (folder / "2").mkdir()
-    pq.write_table(pa.Table.from_pylist(as_dicts(ROWS[2:4])), folder / "2" / "rows.parquet")
+    parquet(folder / "2", ROWS[2:4])
     (folder / "3[a]*.json").write_text(json.dumps([row | {"extra": {"a": 1}} for row in as_dicts(ROWS[4:])]))
     (folder / "4.jsonl").touch()
     (folder / "README.md").write_text("about these rows")
@@ -332,7 +331,7 @@ def test_a_target_that_is_taken_is_left_alone(source: str, tmp_path: Path, token
     taken.mkdir()
     (taken / "thesis.tex").write_text("years of work")
     with pytest.raises(DataError, match=r"is not empty, it holds thesis.tex: .* --overwrite to replace a store"):
-        run(source, taken, tokenizer)
+        run("missing.jsonl", taken, tokenizer)  # said before the data is looked at
     with pytest.raises(DataError, match=r"is not just a store, it holds thesis.tex: .* stores only"):
         run(source, taken, tokenizer, overwrite=True)
     with pytest.raises(DataError, match=r"thesis.tex is a file: give a new or empty folder"):
@@ -375,11 +374,21 @@ def test_a_full_disk_says_so_and_leaves_nothing(
 
 
 def test_ctrl_c_leaves_nothing(source: str, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "_publish", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def interrupted_pool(*_: Any, **__: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise TimeoutError  # what multiprocessing makes of it under `datasets`
+
     (tmp_path / "work").mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        run(source, tmp_path / "work" / "store", tokenizer)
-    assert list((tmp_path / "work").iterdir()) == []
+    for stop in (interrupted, interrupted_pool):
+        monkeypatch.setattr(prepare_module, "write_store", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, tmp_path / "work" / "store", tokenizer)
+        assert list((tmp_path / "work").iterdir()) == []
 
 
 # Stops just before its store would be whole, says so, and waits to be killed.
