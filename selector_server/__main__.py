@@ -36,9 +36,11 @@ def main() -> None:
 
 
 def _prepare(arguments: argparse.Namespace, _rest: list[str]) -> None:
-    from selector_server.prepare import prepare
+    from rich.console import Console
 
-    prepare(
+    from selector_server.prepare import prepare, print_summary
+
+    manifest = prepare(
         arguments.source,
         tokenizer=arguments.tokenizer,
         out=arguments.out,
@@ -46,6 +48,7 @@ def _prepare(arguments: argparse.Namespace, _rest: list[str]) -> None:
         num_proc=arguments.num_proc,
         overwrite=arguments.overwrite,
     )
+    print_summary(manifest, Console())
 
 
 def _serve(arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -108,6 +108,7 @@ class Progress:
 
 
 def _keep_steps_before(path: Path, step: int) -> None:
-    """Drop what a job wrote past the checkpoint that this one resumes from."""
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step] if path.exists() else []
-    path.write_text("".join(line + "\n" for line in kept))
+    """Drop what a job wrote past the checkpoint that this one resumes from, a torn last line included."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(row for row in lines if row.endswith("\n") and json.loads(row)["step"] < step))

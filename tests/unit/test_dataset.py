@@ -290,5 +290,9 @@ def test_opening_maps_the_rows_without_reading_them(tmp_path: Path) -> None:
     assert opened < 4 * 2**20 <= resident() - before
 
 
-def test_reading_a_store_needs_no_torch() -> None:
-    subprocess.run([sys.executable, "-c", "import sys, shared.dataset; sys.exit('torch' in sys.modules)"], check=True)
+def test_reading_a_store_imports_neither_torch_nor_pandas(store: Store) -> None:
+    code = (
+        "import sys; from shared.dataset import Store; store = Store.open(sys.argv[1]); store.rows([0, 7]);"
+        "store.lengths([0, 7]); sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(store.path)], check=True)

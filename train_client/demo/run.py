@@ -40,7 +40,6 @@ from train_client.demo.tiny_model import make_phi, train_tokenizer
 
 _ROWS, _HELDOUT_PER_SOURCE = 6000, 8
 _VOCABULARY, _LAYERS, _WIDTH, _HEADS = 1024, 4, 128, 4
-_PRETRAINING_STEPS = 60
 _WORLD_SIZE = 2
 _LARGE, _SUB = 32, 16
 _SEED = 7
@@ -233,10 +232,10 @@ def _train_arms(demo: Demo) -> list[Arm]:
     demo.train(
         "pretrained",
         "pre-training",
-        *(*inline, "--run.num_steps", str(_PRETRAINING_STEPS), "--selection.sampling", "uniform"),
+        *(*inline, "--run.num_steps", str(demo.steps), "--selection.sampling", "uniform"),
         *("--selection.sub_batch_size", str(_LARGE), "--train.lora", "false", "--train.learning_rate", "2e-3"),
         *("--train.eval_every", "0", "--run.name", "pretraining", "--train.trackers", "[]"),
-        steps=_PRETRAINING_STEPS,
+        steps=demo.steps,
         cores=_cores(),
     )
     for file in (demo.out / "pretrained" / "model").iterdir():
