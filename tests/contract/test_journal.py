@@ -169,6 +169,27 @@ def test_a_flipped_byte_in_an_earlier_record_is_an_error_and_cuts_off_nothing(tm
         assert file.read_bytes() == damaged
 
 
+def test_damage_that_spans_records_is_found_by_an_intact_one_behind_them(tmp_path: Path) -> None:
+    data, offsets = written(tmp_path, 4)
+    damaged = bytearray(data)
+    for offset in offsets[1:3]:
+        damaged[offset + HEAD + 3] ^= 0xFF
+    (tmp_path / "journal.bin").write_bytes(damaged)
+    with pytest.raises(JournalError, match=f"damaged at byte {offsets[1]} of"):
+        steps(tmp_path)
+
+
+def test_a_record_may_hold_what_looks_like_the_beginning_of_another(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    record = a_record(0)
+    record.selection.arrow = b"SBJ1" * 20 + struct.pack("<4sII", b"SBJ1", 5, 0) + b"hello"
+    journal.append(record)
+    data = (tmp_path / "journal.bin").read_bytes()
+    assert steps(tmp_path) == [0]
+    (tmp_path / "journal.bin").write_bytes(data[:-1])
+    assert steps(tmp_path) == []
+
+
 @pytest.mark.parametrize("length", [0, 1, 41, 2**16, 2**31, 2**32 - 1])
 def test_a_wrong_length_in_an_earlier_record_is_an_error(tmp_path: Path, length: int) -> None:
     data, offsets = written(tmp_path, 3)
@@ -265,6 +286,25 @@ def test_a_disk_that_fails_to_sync_is_an_error_until_it_works_again(
     journal.append(a_record(2))
     # A record that was refused is not there, and none is lost behind what it left.
     assert steps(tmp_path) == [0, 1, 2]
+
+
+def test_a_disk_that_refuses_even_the_repair_is_asked_again_before_the_next_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    journal.append(a_record(0))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        patch.setattr("selector_server.journal.open", refuse, raising=False)
+        for size in (40, 100_000):
+            with pytest.raises(JournalError, match="can't be written"):
+                journal.append(a_record(1, size))
+    journal.append(a_record(2))
+    assert steps(tmp_path) == [0, 2]
 
 
 def test_a_disk_that_fails_to_sync_weights_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,20 +5,21 @@ Run by `Trainer(config, "--fault.key=value", script=...)`; writes what it was gi
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
-import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import patch_optimizer_step
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
 
-from shared.config import load_config
+from shared.config import Config, load_config
 from shared.model import trainable_tensors
 from shared.wire import decode_selection, encode_selection
 from train_client import SubbatchPlugin
@@ -41,11 +42,31 @@ class FixedSource:
     def close(self) -> None: ...
 
 
+def parse() -> tuple[argparse.Namespace, Config]:
+    """The faults to inject, and the product's own configuration."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--fault.sleep", dest="sleep", type=float, default=0.0)
+    parser.add_argument("--fault.save_at", dest="save_at", type=int)
+    parser.add_argument("--fault.resume", dest="resume")
+    parser.add_argument("--fault.overflow_at", dest="overflow_at", type=int)
+    parser.add_argument("--fault.fixed", dest="fixed", type=Path)
+    parser.add_argument("--fault.sgd", dest="sgd", type=int, default=0)
+    faults, rest = parser.parse_known_args()
+    return faults, load_config(faults.config, rest)
+
+
+def scale_losses(accelerator: Any, optimizer: Any) -> None:
+    """Give a CPU run the loss scaler of fp16, which Accelerate allows on accelerators only; it is what skips steps."""
+    accelerator.scaler = optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimizer._accelerate_step_called = False
+    optimizer._optimizer_original_step_method = optimizer.optimizer.step
+    optimizer._optimizer_patched_step_method = patch_optimizer_step(optimizer, optimizer.optimizer.step)
+
+
 def main() -> None:
-    faults = {k.removeprefix("--fault."): v for k, _, v in (a.partition("=") for a in sys.argv) if k.startswith("--fault.")}
-    fault = SimpleNamespace(**{"sleep": "0", "save_at": "-1", "resume": "", "overflow_at": "-1", "fixed": "", "sgd": "", **faults})
-    rest = [a for a in sys.argv[2:] if not a.startswith("--fault.")]
-    config = load_config(Path(rest[rest.index("--config") + 1]), rest[: rest.index("--config")] + rest[rest.index("--config") + 2 :])
+    fault, config = parse()
     torch.set_num_threads(1)
     output = config.train.output
     output.mkdir(parents=True, exist_ok=True)
@@ -54,21 +75,15 @@ def main() -> None:
     set_seed(config.run.seed)
     model = make_model(config, accelerator.device)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=1.0) if fault.sgd else torch.optim.AdamW(trained, lr=config.train.learning_rate)
+    adam = torch.optim.AdamW(trained, lr=config.train.learning_rate)
+    optimizer = torch.optim.SGD(trained, lr=1.0) if fault.sgd else adam
     model, optimizer = accelerator.prepare(model, optimizer)
-    if int(fault.overflow_at) >= 0:
-        # Accelerate allows fp16 on accelerators only; its scaler works anywhere, and is what skips steps.
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-        optimizer.scaler = accelerator.scaler
-        optimizer._accelerate_step_called = False
-        from accelerate.optimizer import patch_optimizer_step
-
-        optimizer._optimizer_original_step_method = optimizer.optimizer.step
-        optimizer._optimizer_patched_step_method = patch_optimizer_step(optimizer, optimizer.optimizer.step)
+    if fault.overflow_at is not None:
+        scale_losses(accelerator, optimizer)
 
     subbatch = SubbatchPlugin(accelerator, model, config)
     if fault.fixed:
-        subbatch._source = subbatch._loader._source = FixedSource(Path(fault.fixed))
+        subbatch._source = subbatch._loader._source = FixedSource(fault.fixed)
     if fault.resume:
         accelerator.load_state(fault.resume)
     skipped = []
@@ -77,9 +92,9 @@ def main() -> None:
             with accelerator.accumulate(model):
                 loss = subbatch.loss(model, batch)
                 accelerator.backward(loss)
-                if batch.is_last and batch.step == int(fault.overflow_at):
+                if batch.is_last and batch.step == fault.overflow_at:
                     trained[0].grad.fill_(float("inf"))
-                time.sleep(float(fault.sleep) * np.random.default_rng(batch.step).random())
+                time.sleep(fault.sleep * np.random.default_rng(batch.step).random())
                 optimizer.step()
                 optimizer.zero_grad()
             if batch.is_last:
@@ -90,7 +105,7 @@ def main() -> None:
                 encoded = base64.b64encode(encode_selection(report.selection)).decode()
                 log.write(json.dumps({"step": batch.step, "selection": encoded, "rows": report.rows}) + "\n")
                 log.flush()
-                if subbatch.cursor == int(fault.save_at):
+                if subbatch.cursor == fault.save_at:
                     accelerator.save_state(str(output / "saved"))
                     accelerator.wait_for_everyone()
                     (output / "saved-whole").touch()

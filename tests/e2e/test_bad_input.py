@@ -1,4 +1,4 @@
-"""A new user's mistakes: one line that names both values and the remedy, an exit code that isn't 0, nothing half done."""
+"""A new user's mistakes: one line with both values and the remedy, an exit code that isn't 0, nothing half done."""
 
 from __future__ import annotations
 

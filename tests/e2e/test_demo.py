@@ -29,7 +29,7 @@ def test_the_demo_leaves_a_summary_and_pictures(tmp_path: Path) -> None:
     assert len(shares) == SOURCES
     for column in ("file", "large_batches", "sub_batches"):
         assert sum(share[column] for share in shares.values()) == pytest.approx(1)
-    # The draws are equal by source, the file isn't: 6 x 32 draws of 14 sources are off by 5 standard deviations at most.
+    # The draws are equal by source, the file isn't: 192 draws of 14 sources are off by at most 5 deviations.
     spread = 5 * (1 / SOURCES * (1 - 1 / SOURCES) / (6 * 32)) ** 0.5
     assert all(abs(share["large_batches"] - 1 / SOURCES) < spread for share in shares.values())
     assert max(share["file"] for share in shares.values()) > 0.3

@@ -64,7 +64,10 @@ def test_delays_on_server_network_and_trainer_change_nothing(world: World, tmp_p
     for seed, sleep in ((1, "0.05"), (2, "0.2")):
         folder = tmp_path / str(seed)
         config = write_config(folder, world, run={"staleness": 1})
-        with Server(config, script=SLOW_SERVER, SLOW_SEED=str(seed)) as server, SlowProxy(server.address, seed=seed) as proxy:
+        with (
+            Server(config, script=SLOW_SERVER, SLOW_SEED=str(seed)) as server,
+            SlowProxy(server.address, seed=seed) as proxy,
+        ):
             arguments = (f"--client.selector={proxy.address}", f"--fault.sleep={sleep}")
             with Trainer(config, *arguments, script=LOOP, ranks=2) as trainer:
                 trainer.finish()

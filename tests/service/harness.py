@@ -63,7 +63,9 @@ class LiveServer:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self._folder.mkdir(parents=True, exist_ok=True)
         self.host = Host(self._model, self._store, self.fingerprints, self._folder, max_runs=self._max_runs)
-        server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[TokenInterceptor(self._token)] * bool(self._token))
+        server = grpc.aio.server(
+            options=SERVER_OPTIONS, interceptors=[TokenInterceptor(self._token)] * bool(self._token)
+        )
         service = SelectorService(self.host, max_weights_bytes=1 << 30)
         selector_pb2_grpc.add_SelectorServiceServicer_to_server(service, server)
         where = f"localhost:{self._port}"

@@ -90,22 +90,33 @@ def forgotten_step(s: Setup, batch: Any) -> None:
         s.accelerator.backward(s.subbatch.loss(s.model, batch))
 
 
+def run(s: Setup, body: Callable[[Setup, Any], None]) -> None:
+    for batch in s.subbatch:
+        body(s, batch)
+
+
 @pytest.mark.parametrize(
     "body",
-    [own_loss, divided_loss, backward_of_torch, backward_twice, without_accumulate, skipped_micro_batch, forgotten_step],
+    [
+        own_loss,
+        divided_loss,
+        backward_of_torch,
+        backward_twice,
+        without_accumulate,
+        skipped_micro_batch,
+        forgotten_step,
+    ],
 )
 def test_a_wrong_loop_is_stopped_before_it_changes_a_weight(setup: Setup, body: Callable[[Setup, Any], None]) -> None:
     before = setup.weights()
     with pytest.raises(LoopError):
-        for batch in setup.subbatch:
-            body(setup, batch)
+        run(setup, body)
     assert all(before[name].equal(after) for name, after in setup.weights().items())
 
 
 def test_a_correct_loop_runs_and_an_iteration_after_its_end_is_empty(setup: Setup) -> None:
     before = setup.weights()
-    for batch in setup.subbatch:
-        correct(setup, batch)
+    run(setup, correct)
     assert setup.subbatch.cursor == 2
     assert any(not before[name].equal(after) for name, after in setup.weights().items())
     assert list(setup.subbatch) == []

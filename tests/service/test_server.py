@@ -194,7 +194,9 @@ def test_trainers_that_differ_from_the_server_or_from_their_run_are_refused_with
     client.close()
 
 
-def test_two_runs_on_one_server_get_what_they_get_alone(world: World, tmp_path: Path, server: LiveServer, job: Job) -> None:
+def test_two_runs_on_one_server_get_what_they_get_alone(
+    world: World, tmp_path: Path, server: LiveServer, job: Job
+) -> None:
     selections = {}
     clients = {name: connect(server, name) for name in ("a", "b")}
     for name, client in clients.items():
@@ -241,8 +243,8 @@ def test_a_missing_or_wrong_token_is_refused_and_health_needs_none(world: World,
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsConfig:
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"],
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
+        "-addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem".split(),
         cwd=folder,
         check=True,
         capture_output=True,

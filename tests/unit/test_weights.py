@@ -369,6 +369,12 @@ def test_the_adapters_description_is_the_same_for_the_same_adapter() -> None:
     assert adapter_to_json(add_adapter(a_phi(), adapter_to_json(one))) == adapter_to_json(one)
 
 
+def test_the_adapters_description_lists_its_modules_in_one_order_in_every_process() -> None:
+    modules = {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}
+    settings = json.loads(adapter_to_json(get_peft_model(a_phi(), a_lora(target_modules=modules))))
+    assert settings["target_modules"] == ["dense", "fc1", "fc2", "k_proj", "q_proj", "v_proj"]
+
+
 def test_the_adapters_description_says_nothing_of_where_and_by_which_peft_it_was_made() -> None:
     settings = json.loads(adapter_to_json(get_peft_model(a_phi(), a_lora(base_model_name_or_path="/home/me/phi"))))
     assert not settings.keys() & {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
