@@ -105,7 +105,9 @@ class Host:
         """All runs, by name."""
         return sorted(self._runs)
 
-    async def open(self, info: RunInfo, *, cursor: int, restart: bool, open_id: str) -> tuple[int, list[int]]:
+    async def open(
+        self, info: RunInfo, *, cursor: int, restart: bool, open_id: str, checkpoint_incarnation: int
+    ) -> tuple[int, list[int]]:
         """Open a run: its incarnation, and the versions that the trainer has to push.
 
         Raises:
@@ -121,7 +123,20 @@ class Host:
         engine = await self._in_worker(self._build_engine, info)
         hosted = self._runs.get(info.name) or self._add(info.name)
         async with hosted.lock:
-            missing = await asyncio.to_thread(hosted.run.open, info, cursor=cursor, restart=restart, open_id=open_id)
+            try:
+                missing = await asyncio.to_thread(
+                    hosted.run.open,
+                    info,
+                    cursor=cursor,
+                    restart=restart,
+                    open_id=open_id,
+                    checkpoint_incarnation=checkpoint_incarnation,
+                )
+            except SubbatchError:
+                if not hosted.run.incarnation:  # a first opening that was refused leaves no run behind
+                    self._runs.pop(info.name, None)
+                raise
+            self._runs[info.name] = hosted
             hosted.engine = engine
         logger.info(
             "run %s opened at step %d, incarnation %d, %d ranks, missing weights %s",
@@ -217,7 +232,9 @@ class Host:
         turn = 0
         while not self._stopping:
             self._wake.clear()
-            ready = [hosted for _, hosted in sorted(self._runs.items()) if hosted.run.selectable_step() is not None]
+            # A run whose lock is taken is changing, and notifies when it is done.
+            runs = [hosted for _, hosted in sorted(self._runs.items()) if not hosted.lock.locked()]
+            ready = [hosted for hosted in runs if hosted.run.selectable_step() is not None]
             if not ready:
                 await self._wake.wait()
                 continue
@@ -229,10 +246,11 @@ class Host:
         run = hosted.run
         incarnation, step = run.incarnation, run.next_step
         try:
-            message = await self._in_worker(self._select, hosted, step)
+            engine, message = await self._in_worker(self._select, run, hosted.engine, step)
             async with hosted.lock:
                 if run.incarnation != incarnation or run.closed:
                     return
+                hosted.engine = engine
                 clock = time.perf_counter()
                 await asyncio.to_thread(run.add_selection, message)
                 hosted.journal_seconds[step] = time.perf_counter() - clock
@@ -249,12 +267,12 @@ class Host:
             hosted.engine = None
             logger.error("run %s stops: %s", hosted.run.info.name, error)
 
-    def _select(self, hosted: HostedRun, step: int) -> pb.SelectionMessage:
-        """Load the weights of w(step) and select; runs in the worker thread."""
-        run, clock = hosted.run, time.perf_counter()
-        engine = hosted.engine
-        if engine is None:
-            engine = hosted.engine = self._build_engine(run.info)
+    def _select(
+        self, run: Run, engine: SelectionEngine | None, step: int
+    ) -> tuple[SelectionEngine, pb.SelectionMessage]:
+        """Load the weights of w(step) and select, with a new engine where there is none; runs in the worker thread."""
+        clock = time.perf_counter()
+        engine = engine or self._build_engine(run.info)
         version = run.info.timing.weights_version(step)
         if run.info.selection.scores and engine.weights_version != version:
             payload = run.weights(version)
@@ -268,9 +286,10 @@ class Host:
             started_unix_ns=times.started_unix_ns - int((loaded - clock) * 1e9),
             load_seconds=loaded - clock,
         )
-        return pb.SelectionMessage(
+        message = pb.SelectionMessage(
             step=step, weights_version=version, arrow=encode_selection(selection), times=times_to_pb(times)
         )
+        return engine, message
 
     async def _in_worker(self, function: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)

@@ -27,6 +27,8 @@ from shared.errors import (
 from shared.pb.v1 import journal_pb2, selector_pb2
 from shared.records import Fingerprints, RunInfo
 
+_NO_END = 2**62
+
 
 @dataclass(frozen=True)
 class StoredWeights:
@@ -54,6 +56,8 @@ class Run:
         self.completed: dict[int, int] = {}
         self._open_id = ""
         self._past_open_ids: set[str] = set()
+        # By incarnation, the newest version of what came before that it went on from.
+        self._branch_ends: dict[int, int] = {}
         self._cursor = 0
         self._next_step = 0
         self._selections: dict[int, int] = {}
@@ -63,10 +67,14 @@ class Run:
 
     # ---- opening
 
-    def open(self, info: RunInfo, *, cursor: int, restart: bool, open_id: str) -> list[int]:
+    def open(
+        self, info: RunInfo, *, cursor: int, restart: bool, open_id: str, checkpoint_incarnation: int = 0
+    ) -> list[int]:
         """Begin a new incarnation at `cursor`, rewinding where the run is past it.
 
-        Selections that used weights newer than the cursor are set aside, and so are those weights.
+        Selections that used weights newer than the cursor are set aside, and so are those weights. Where an incarnation
+        after the checkpoint's has gone back to an earlier step, whatever it made past that step is set aside too: it
+        belongs to other weights than the checkpoint's.
 
         Returns:
             The versions that steps at or past the cursor need and the run lacks; only the cursor's own can be among
@@ -79,7 +87,7 @@ class Run:
             StaleIncarnationError: a late repetition of an opening that a newer one has replaced.
         """
         if open_id and open_id == self._open_id and cursor == self._cursor:
-            return self._missing(cursor)
+            return self._missing(cursor, kept=cursor)
         if open_id in self._past_open_ids:
             raise StaleIncarnationError(
                 f"run {info.name!r} is at incarnation {self.incarnation}: another job has opened it since this opening "
@@ -96,15 +104,17 @@ class Run:
             )
         if exists and not restart:
             _require_same(self.info, info)
+        kept = min(cursor, self._branch_end(checkpoint_incarnation))
         if not exists or restart:
             lost = [v for v in info.timing.versions_needed(cursor) if v < cursor and not _is_base(info, v)]
         else:
-            lost = [v for v in self._missing(cursor) if v < cursor]
+            lost = [v for v in self._missing(cursor, kept=kept) if v < cursor]
         if lost:
+            branch = f" (a later job went back to step {kept} and trained another branch)" if kept < cursor else ""
             raise CursorError(
                 f"run {info.name!r} can't continue at step {cursor}: the server lacks weights version "
-                f"{', '.join(map(str, lost))}, which the trainer no longer has: restore the server's journal folder "
-                f"{self.journal.folder}, or start over at step 0 under another run.name"
+                f"{', '.join(map(str, lost))}{branch}, which the trainer no longer has: restore the server's journal "
+                f"folder {self.journal.folder}, or start over at step 0 under another run.name"
             )
         opened = journal_pb2.Opened(
             run=run_to_pb(info),
@@ -112,11 +122,12 @@ class Run:
             cursor=cursor,
             restarted=exists and restart,
             open_id=open_id,
+            kept_version=kept,
         )
         self._commit(journal_pb2.JournalRecord(opened=opened))
         self.failure = None
         self._drop_unneeded_weights()
-        return self._missing(cursor)
+        return self._missing(cursor, kept=cursor)
 
     def require_incarnation(self, incarnation: int) -> None:
         """Refuse the calls of a job that has been replaced.
@@ -275,9 +286,10 @@ class Run:
         self.completed = dict.fromkeys(range(self.info.world_size), opened.cursor)
         if opened.restarted:
             self._selections, self._weights = {}, {}
-        timing = self.info.timing
-        self._selections = {t: at for t, at in self._selections.items() if timing.weights_version(t) <= opened.cursor}
-        self._weights = {v: stored for v, stored in self._weights.items() if v <= opened.cursor}
+        kept, timing = opened.kept_version, self.info.timing
+        self._branch_ends[opened.incarnation] = -1 if opened.restarted else kept
+        self._selections = {t: at for t, at in self._selections.items() if timing.weights_version(t) <= kept}
+        self._weights = {v: stored for v, stored in self._weights.items() if v <= kept}
         self._next_step = opened.cursor
         self._advance()
 
@@ -290,13 +302,22 @@ class Run:
     def _has(self, version: int) -> bool:
         return not self.info.timing.scores or _is_base(self.info, version) or version in self._weights
 
-    def _missing(self, cursor: int) -> list[int]:
+    def _missing(self, cursor: int, *, kept: int) -> list[int]:
+        """Versions that a step at or past `cursor` still needs and that aren't here, or aren't kept."""
         return [
             version
             for version in self.info.timing.versions_needed(cursor)
-            if not self._has_payload(version)
-            and any(t >= cursor and t not in self._selections for t in self.info.timing.steps_using(version))
+            if (version > kept or not self._has_payload(version))
+            and any(
+                t >= cursor and (version > kept or t not in self._selections)
+                for t in self.info.timing.steps_using(version)
+            )
         ]
+
+    def _branch_end(self, checkpoint_incarnation: int) -> int:
+        """The newest version that a checkpoint's incarnation and every later one have in common."""
+        later = [end for number, end in self._branch_ends.items() if number > checkpoint_incarnation > 0]
+        return min(later, default=_NO_END)
 
     def _has_payload(self, version: int) -> bool:
         stored = self._weights.get(version)

@@ -71,7 +71,11 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
     async def OpenRun(self, request: pb.OpenRunRequest, context: grpc.aio.ServicerContext) -> pb.OpenRunReply:
         """Open a run."""
         incarnation, missing = await self._host.open(
-            run_from_pb(request.run), cursor=request.cursor, restart=request.restart, open_id=request.open_id
+            run_from_pb(request.run),
+            cursor=request.cursor,
+            restart=request.restart,
+            open_id=request.open_id,
+            checkpoint_incarnation=request.checkpoint_incarnation,
         )
         return pb.OpenRunReply(incarnation=incarnation, missing_versions=missing)
 

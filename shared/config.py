@@ -7,8 +7,9 @@ own branch. Environment variables are named SUBBATCH_BRANCH__KEY; the command li
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -23,6 +24,8 @@ from pydantic_settings import (
 from shared.errors import ConfigError
 from shared.timing import Timing
 
+_ENV_PREFIX, _ENV_DELIMITER = "SUBBATCH_", "__"
+
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -30,7 +33,7 @@ Positive = Annotated[int, Field(ge=1)]
 class Branch(BaseModel):
     """Base of every branch: immutable, and a key nobody reads is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Branch):
@@ -189,10 +192,11 @@ class Config(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
-        env_prefix="SUBBATCH_",
-        env_nested_delimiter="__",
+        env_prefix=_ENV_PREFIX,
+        env_nested_delimiter=_ENV_DELIMITER,
         cli_prog_name="",
         cli_hide_none_type=True,
+        cli_implicit_flags=True,
         nested_model_default_partial_update=True,
     )
 
@@ -230,26 +234,52 @@ def load_config(path: Path | None, overrides: list[str] | None = None) -> Config
             toml = TomlConfigSettingsSource(settings_cls, path) if path else init_settings
             return cli, env_settings, toml
 
-    where = f"config file {path}" if path else "configuration"
+    where = f"configuration (file {path}, environment, command line)" if path else "configuration"
+    if unknown := _unknown_variables():
+        raise ConfigError(f"{where}: " + "; ".join(unknown))
     try:
         return Config.model_validate(FromFile().model_dump())
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
     except SettingsError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        cause = f": {error.__cause__}" if error.__cause__ else ""
+        raise ConfigError(f"{where}: {error}{cause}") from None
     except ValueError as error:
-        raise ConfigError(f"{where} is not valid TOML: {error}") from None
+        raise ConfigError(f"config file {path} is not valid TOML: {error}") from None
+
+
+def _unknown_variables() -> list[str]:
+    """Environment variables with our prefix that name no branch; pydantic-settings would ignore them without a word."""
+    ours = [name.upper() for name in sorted(os.environ) if name.upper().startswith(_ENV_PREFIX)]
+    branches = [f"{_ENV_PREFIX}{branch.upper()}{_ENV_DELIMITER}" for branch in Config.model_fields]
+    return [
+        f"environment variable {name} names no key; known ones begin with {', '.join(branches)}"
+        for name in ours
+        if not name.startswith(tuple(branches))
+    ]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The branches that a field may hold: itself, or those of a union such as `TlsConfig | None`."""
+    kinds = (annotation, *get_args(annotation))
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def _explain(error: Any) -> str:
-    location = ".".join(str(part) for part in error["loc"])
+    # In a union, pydantic puts the name of the member it tried between the keys.
+    keys: list[str] = []
+    models: list[type[BaseModel]] = [Config]
+    for part in map(str, error["loc"]):
+        if part in {model.__name__ for model in models}:
+            continue
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        keys.append(part)
+        known = [name for model in models for name in model.model_fields]
+        models = [model for field in fields for model in _models_in(field.annotation)]
+    location = ".".join(keys)
     if error["type"] != "extra_forbidden":
         message = error["msg"].removeprefix("Value error, ")
-        return f"{location or 'config'}: {message} (given {error['input']!r})" if location else message
-    *branch, key = error["loc"]
-    known: Any = Config
-    for part in branch:
-        known = known.model_fields[part].annotation
-    near = difflib.get_close_matches(str(key), known.model_fields, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known.model_fields)}"
+        return f"{location}: {message} (given {error['input']!r})" if location else message
+    near = difflib.get_close_matches(keys[-1], known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
     return f"{location}: unknown key; {hint}"

@@ -2,24 +2,20 @@
 
 `rows.arrow` is an Arrow IPC file of several record batches, so that a batch's token offsets fit 32 bits whatever the
 size of the store. The rows of a source stand together, sources by name and rows in the order they had in the data;
-hence a source is a (start, rows) range, which is all the sampler has to know. `selector-server prepare` writes stores.
+hence a source is a (start, rows) range, which is all the sampler has to know. `shared.store_writer` writes stores.
 """
 
 from __future__ import annotations
 
 import bisect
-import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.errors import DataError
@@ -95,10 +91,10 @@ class Store:
         self.source_rows = tuple(source.rows for source in manifest.sources)
         self._source_ends = np.cumsum(self.source_rows)
         self._batch_starts = [0, *np.cumsum([batch.num_rows for batch in batches]).tolist()]
-        self._ids = [_view(batch.column("input_ids").values) for batch in batches]
-        self._offsets = [_view(batch.column("input_ids").offsets) for batch in batches]
-        self._num_prompt_tokens = [_view(batch.column("num_prompt_tokens")) for batch in batches]
-        self._origin = [_view(batch.column("origin")) for batch in batches]
+        self._ids = [integers(batch.column("input_ids").values) for batch in batches]
+        self._offsets = [integers(batch.column("input_ids").offsets) for batch in batches]
+        self._num_prompt_tokens = [integers(batch.column("num_prompt_tokens")) for batch in batches]
+        self._origin = [integers(batch.column("origin")) for batch in batches]
 
     @classmethod
     def open(cls, path: Path | str) -> Store:
@@ -189,86 +185,7 @@ class Store:
         return DataError(f"row {number} is not in store {self.path}: it has {len(self)} rows, 0 to {len(self) - 1}")
 
 
-def write_store(
-    folder: Path,
-    batches: Iterable[pa.RecordBatch],
-    *,
-    sources: Sequence[SourceInfo],
-    tokenizer: TokenizerInfo,
-    template: str,
-    max_length: int,
-    prepared_from: str,
-) -> Manifest:
-    """Write a store into a new folder. It is no store before this returns, and on the disk when it does.
-
-    Args:
-        folder: Doesn't exist yet.
-        batches: Rows of ROWS_SCHEMA in store order, cut anywhere.
-        sources: The sources of these rows, in store order.
-        tokenizer: What made the token ids.
-        template: The name of the prompt template.
-        max_length: Where rows were cut.
-        prepared_from: The name of the data, for people.
-    """
-    folder.mkdir()
-    file = folder / ROWS_FILE
-    columns = {name: hashlib.sha256() for name in ("num_tokens", "num_prompt_tokens", "input_ids")}
-    rows, max_token_id = 0, 0
-    with _durable(file) as stream, pa.ipc.new_file(stream, ROWS_SCHEMA) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-            ids = batch.column("input_ids")
-            columns["num_tokens"].update(_little_endian(ids.value_lengths()))
-            columns["num_prompt_tokens"].update(_little_endian(batch.column("num_prompt_tokens")))
-            columns["input_ids"].update(_little_endian(ids.flatten()))
-            rows += batch.num_rows
-            max_token_id = max(max_token_id, pc.max(ids.flatten()).as_py())
-    content = {
-        "columns": {name: digest.hexdigest() for name, digest in columns.items()},
-        "sources": [[source.name, source.rows] for source in sources],
-        "tokenizer": tokenizer.fingerprint,
-        "template": template,
-        "max_length": max_length,
-    }
-    manifest = Manifest(
-        fingerprint=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
-        prepared_from=prepared_from,
-        tokenizer=tokenizer,
-        template=template,
-        max_length=max_length,
-        max_token_id=max_token_id,
-        rows=rows,
-        rows_bytes=file.stat().st_size,
-        sources=tuple(sources),
-    )
-    with _durable(folder / MANIFEST_FILE) as stream:
-        stream.write(manifest.model_dump_json(indent=2).encode() + b"\n")
-    sync_folder(folder)
-    return manifest
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _durable(file: Path) -> Iterator[BinaryIO]:
-    with file.open("xb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _little_endian(column: pa.Array) -> bytes:
-    return _view(column).astype("<i4", copy=False).tobytes()
-
-
-def _view(column: pa.Array) -> npt.NDArray[Any]:
+def integers(column: pa.Array) -> npt.NDArray[Any]:
     """A column of integers without nulls, where it lies. Arrow's own `to_numpy` would import pandas, for seconds."""
     _, values = column.buffers()
     return np.frombuffer(values, dtype=str(column.type))[column.offset : column.offset + len(column)]

@@ -43,8 +43,8 @@ def rows_per_rank(num_rows: int, world_size: int) -> int:
 def partition(num_tokens: IntArray, *, world_size: int, micro_batch_size: int) -> list[list[MicroBatch]]:
     """Divide the rows of a selection among ranks and cut each rank's rows into micro-batches.
 
-    Rows are dealt longest first, each to the rank with the fewest tokens that has room. Where the ranks' shares differ
-    by a row, the shortest row of the selection fills up with weight zero.
+    Rows are dealt longest first, each to the rank with the fewest tokens that has room. Where a rank has fewer rows
+    than the others, the shortest row of the selection fills up with weight zero.
 
     Args:
         num_tokens: Row lengths, int [r].

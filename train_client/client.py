@@ -71,13 +71,21 @@ class SelectorClient:
 
     # ---- opening and closing
 
-    def open_run(self, info: RunInfo, *, cursor: int, restart: bool) -> tuple[int, list[int]]:
+    def open_run(
+        self, info: RunInfo, *, cursor: int, restart: bool, checkpoint_incarnation: int = 0
+    ) -> tuple[int, list[int]]:
         """Open the run as its only writer: its incarnation, and the versions of the weights to push.
 
         Raises:
             SubbatchError: what the server refuses, or UnavailableError where it can't be reached in time.
         """
-        request = pb.OpenRunRequest(run=run_to_pb(info), cursor=cursor, restart=restart, open_id=uuid.uuid4().hex)
+        request = pb.OpenRunRequest(
+            run=run_to_pb(info),
+            cursor=cursor,
+            restart=restart,
+            open_id=uuid.uuid4().hex,
+            checkpoint_incarnation=checkpoint_incarnation,
+        )
         reply = self._call(
             f"opening run {self._run!r} at step {cursor} on {self._config.selector}",
             lambda timeout: self._stub.OpenRun(request, timeout=timeout, metadata=self._metadata),

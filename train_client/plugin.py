@@ -111,7 +111,7 @@ class SubbatchPlugin:
         self._accelerator = accelerator
         self._ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         self._store = Store.open(self._config.data.store)
-        self._model = accelerator.unwrap_model(model)
+        self._model = accelerator.unwrap_model(model, keep_torch_compile=False)
         if tokenizer is not None and tokenizer_fingerprint(tokenizer) != self._store.manifest.tokenizer.fingerprint:
             raise FingerprintError(
                 f"the trainer's tokenizer is {tokenizer_fingerprint(tokenizer)}, store {self._config.data.store} was "

@@ -48,6 +48,7 @@ class ServerSource:
         self._client = SelectorClient(client, run=run, rank=ranks.rank)
         self._pusher = Pusher(self._client.push, run=run) if ranks.is_first else None
         self._info: RunInfo | None = None
+        self._incarnation = 0
 
     def open(self, info: RunInfo, *, cursor: int, restart: bool) -> None:
         """Open the run on rank 0, push the weights that the server lacks, and subscribe every rank.
@@ -58,10 +59,10 @@ class ServerSource:
         self._info = info
 
         def opening() -> tuple[int, list[int]]:
-            return self._client.open_run(info, cursor=cursor, restart=restart)
+            return self._client.open_run(info, cursor=cursor, restart=restart, checkpoint_incarnation=self._incarnation)
 
-        incarnation, missing = self._ranks.on_first(opening)
-        self._client.attach(incarnation, from_step=cursor, num_steps=info.timing.num_steps)
+        self._incarnation, missing = self._ranks.on_first(opening)
+        self._client.attach(self._incarnation, from_step=cursor, num_steps=info.timing.num_steps)
         if cursor in missing:
             self._push(cursor)
 
@@ -80,10 +81,11 @@ class ServerSource:
         """Wait until every weights version behind the cursor is durable, so that the checkpoint is complete."""
         if self._pusher:
             self._pusher.wait_durable()
-        return {}
+        return {"incarnation": self._incarnation}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The server keeps everything itself."""
+        """Remember which incarnation made the checkpoint; everything else is with the server."""
+        self._incarnation = int(state.get("incarnation", 0))
 
     def finish(self) -> None:
         """Close the run."""

@@ -859,3 +859,20 @@ TestKilledAfterAnyOperation = Killed.TestCase
 TestKilledAfterAnyOperation.settings = settings(
     derandomize=True, deadline=None, max_examples=60, stateful_step_count=40, phases=[Phase.generate]
 )
+
+
+def test_a_checkpoint_of_a_branch_that_was_left_is_refused_rather_than_given_another_branchs_weights(
+    folder: Path,
+) -> None:
+    info = a_run(num_steps=20)
+    run = trained(folder, info, 12)
+    missing = run.open(info, cursor=5, restart=False, open_id="back", checkpoint_incarnation=1)
+    train(run, 5, 12, missing=missing, lineage="second branch")
+    # Versions 6 to 12 are the second branch's now; the first one's checkpoint of step 10 needs its own version 9.
+    with pytest.raises(CursorError, match=r"version 9 .*went back to step 5"):
+        run.open(info, cursor=10, restart=False, open_id="forward", checkpoint_incarnation=1)
+    # The same step of the second branch is fine, and so is what both branches have in common.
+    assert run.open(info, cursor=10, restart=False, open_id="same branch", checkpoint_incarnation=2) == []
+    before = selected(run)[5]
+    run.open(info, cursor=4, restart=False, open_id="common", checkpoint_incarnation=1)
+    assert selected(run)[5] == before

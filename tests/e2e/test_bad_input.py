@@ -123,5 +123,5 @@ def test_a_server_refuses_trainers_that_differ_from_it_and_goes_on_serving(world
             trainer.finish()
         # The name is taken now, and nothing of the first run is lost.
         assert_refused(run_cli("train_client", *train), "run.restart", "checkpoint")
-        with Trainer(config, f"--client.selector={server.address}", "--run.restart=true") as trainer:
+        with Trainer(config, f"--client.selector={server.address}", "--run.restart") as trainer:
             trainer.finish()

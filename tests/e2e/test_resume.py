@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_timing import LOOP, assert_same_selections, assert_same_weights, given
+from tests.e2e.test_selections import LOOP, assert_same_selections, assert_same_weights, given
 from tests.support import Server, Trainer, World, journalled_selections, write_config
 
 

@@ -27,10 +27,10 @@ from shared.dataset import (
     SourceInfo,
     Store,
     TokenizerInfo,
-    write_store,
 )
 from shared.errors import DataError
 from shared.sampler import draw_large_batch
+from shared.store_writer import write_store
 
 # (token ids, prompt tokens, origin) in store order: 4 rows of source a, 1 of b, 3 of c.
 ROWS = [

@@ -14,7 +14,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -391,19 +392,41 @@ def test_ctrl_c_leaves_nothing(source: str, tmp_path: Path, tokenizer: str, monk
         assert list((tmp_path / "work").iterdir()) == []
 
 
-# Stops just before its store would be whole, says so, and waits to be killed.
+# Stops just before its store is published, or between the two renames of that, says so, and waits to be killed.
 CHILD = """
 import signal, sys
 from pathlib import Path
-from selector_server import prepare as module
+from selector_server import building, prepare as module
+
+out = Path(sys.argv[3])
+rename = building.os.rename
 
 def stop(*_, **__):
     print("ready", flush=True)
     signal.pause()
 
-module._publish = stop
-module.prepare(sys.argv[1], tokenizer=sys.argv[2], out=Path(sys.argv[3]), overwrite=True)
+def rename_to_hidden_only(old, new):
+    stop() if new == out else rename(old, new)
+
+if sys.argv[4] == "publish":
+    module.publish = stop
+else:
+    building.os.rename = rename_to_hidden_only
+module.prepare(sys.argv[1], tokenizer=sys.argv[2], out=out, overwrite=True)
 """
+
+
+@contextmanager
+def stopped_before(step: str, source: str, out: Path, tokenizer: str) -> Iterator[subprocess.Popen[str]]:
+    """A prepare in a process of its own, which got as far as that and stays there."""
+    command = [sys.executable, "-c", CHILD, source, tokenizer, str(out), step]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            yield child
+        finally:
+            child.kill()
 
 
 def test_a_killed_prepare_keeps_the_old_store_and_leaves_nothing_else(
@@ -411,16 +434,47 @@ def test_a_killed_prepare_keeps_the_old_store_and_leaves_nothing_else(
 ) -> None:
     out = tmp_path / "work" / "store"
     before = run(source, out, tokenizer)
-    command = [sys.executable, "-c", CHILD, source, tokenizer, str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
+    with stopped_before("publish", source, out, tokenizer) as child:
         assert len(list(out.parent.iterdir())) == 2, "the store, and what is being built"
         child.terminate()
         assert child.wait() == 128 + signal.SIGTERM
     assert list(out.parent.iterdir()) == [out]
     assert Store.open(out).manifest == before
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_folder_of_a_prepare_killed_with_9_is_removed_and_that_of_a_living_one_is_not(
+    source: str, tmp_path: Path, tokenizer: str
+) -> None:
+    out = tmp_path / "work" / "store"
+    foreign = out.parent / ".store.2.abcdefgh.building"  # of the target "store.2"
+    foreign.mkdir(parents=True)
+    (foreign / "lock").touch()
+    with stopped_before("publish", source, out, tokenizer) as living:
+        (of_living,) = set(out.parent.iterdir()) - {foreign}
+        with stopped_before("publish", source, out, tokenizer) as killed:
+            (of_killed,) = set(out.parent.iterdir()) - {foreign, of_living}
+            killed.kill()
+            killed.wait()
+        assert (of_killed / "store" / "manifest.json").exists()
+        run(source, out, tokenizer)
+        assert set(out.parent.iterdir()) == {foreign, of_living, out}
+        assert (of_living / "store" / "manifest.json").exists()
+        living.kill()
+    run(source, out, tokenizer, overwrite=True)
+    assert set(out.parent.iterdir()) == {foreign, out}
+
+
+def test_a_store_that_was_being_replaced_at_kill_9_is_put_back(source: str, tmp_path: Path, tokenizer: str) -> None:
+    out = tmp_path / "work" / "store"
+    before = run(source, out, tokenizer, max_length=40)
+    with stopped_before("second rename", source, out, tokenizer) as child:
+        child.kill()
+    assert not out.exists()
+    with pytest.raises(DataError, match="is not empty"):
+        run(source, out, tokenizer)
+    assert Store.open(out).manifest == before
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_no_cache_outlives_the_preparation(source: str, tmp_path: Path, tokenizer: str) -> None:

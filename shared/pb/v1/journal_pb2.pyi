@@ -21,18 +21,20 @@ class JournalRecord(_message.Message):
     def __init__(self, unix_ns: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., selection: _Optional[_Union[_selector_pb2.SelectionMessage, _Mapping]] = ..., weights: _Optional[_Union[WeightsStored, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("run", "incarnation", "cursor", "restarted", "open_id")
+    __slots__ = ("run", "incarnation", "cursor", "restarted", "open_id", "kept_version")
     RUN_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     RESTARTED_FIELD_NUMBER: _ClassVar[int]
     OPEN_ID_FIELD_NUMBER: _ClassVar[int]
+    KEPT_VERSION_FIELD_NUMBER: _ClassVar[int]
     run: _selector_pb2.RunInfo
     incarnation: int
     cursor: int
     restarted: bool
     open_id: str
-    def __init__(self, run: _Optional[_Union[_selector_pb2.RunInfo, _Mapping]] = ..., incarnation: _Optional[int] = ..., cursor: _Optional[int] = ..., restarted: _Optional[bool] = ..., open_id: _Optional[str] = ...) -> None: ...
+    kept_version: int
+    def __init__(self, run: _Optional[_Union[_selector_pb2.RunInfo, _Mapping]] = ..., incarnation: _Optional[int] = ..., cursor: _Optional[int] = ..., restarted: _Optional[bool] = ..., open_id: _Optional[str] = ..., kept_version: _Optional[int] = ...) -> None: ...
 
 class WeightsStored(_message.Message):
     __slots__ = ("version", "incarnation", "sha256", "num_bytes")

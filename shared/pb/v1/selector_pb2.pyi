@@ -60,16 +60,18 @@ class RunInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., seed: _Optional[int] = ..., num_steps: _Optional[int] = ..., staleness: _Optional[int] = ..., push_every: _Optional[int] = ..., lookahead: _Optional[int] = ..., world_size: _Optional[int] = ..., selection_json: _Optional[str] = ..., adapter_json: _Optional[str] = ..., trainable: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., fingerprints: _Optional[_Union[Fingerprints, _Mapping]] = ...) -> None: ...
 
 class OpenRunRequest(_message.Message):
-    __slots__ = ("run", "cursor", "restart", "open_id")
+    __slots__ = ("run", "cursor", "restart", "open_id", "checkpoint_incarnation")
     RUN_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     RESTART_FIELD_NUMBER: _ClassVar[int]
     OPEN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     run: RunInfo
     cursor: int
     restart: bool
     open_id: str
-    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., cursor: _Optional[int] = ..., restart: _Optional[bool] = ..., open_id: _Optional[str] = ...) -> None: ...
+    checkpoint_incarnation: int
+    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., cursor: _Optional[int] = ..., restart: _Optional[bool] = ..., open_id: _Optional[str] = ..., checkpoint_incarnation: _Optional[int] = ...) -> None: ...
 
 class OpenRunReply(_message.Message):
     __slots__ = ("incarnation", "missing_versions")
