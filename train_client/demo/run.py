@@ -241,8 +241,8 @@ def _train_arms(demo: Demo) -> list[Arm]:
     for file in (demo.out / "pretrained" / "model").iterdir():
         shutil.copy(file, demo.out / "model")
     demo.stage(
-        f"training LoRA adapters: {demo.steps} steps each, source-weighted draws, {_WORLD_SIZE} ranks on cores "
-        f"{demo.trainer_cores}, the selector on core {demo.selector_cores}"
+        f"training LoRA adapters, {demo.steps} steps each; {_WORLD_SIZE} ranks share core "
+        f"{_listed(demo.trainer_cores)}, the selector has core {_listed(demo.selector_cores)}"
     )
     all_rows = ("--selection.sub_batch_size", str(_LARGE))
     place: dict[str, Any] = {"steps": demo.steps, "cores": demo.trainer_cores}
@@ -260,10 +260,9 @@ def _report(demo: Demo, arms: list[Arm]) -> None:
     warm_up = config.run.staleness + 2
     waited, phases = wait_fraction(selected, warm_up=warm_up), phase_seconds(selected, warm_up=warm_up)
     shares = source_shares(Store.open(out / "store"), config, selected)
-    middle = demo.steps // 2
-    draw_timeline(
-        timeline(selected), out / "timeline.png", first_step=middle, last_step=min(middle + 4, demo.steps - 1)
-    )
+    # Past the held-out evaluation in the middle, which lets the selector get ahead.
+    first = min(demo.steps // 2 + 3, max(0, demo.steps - 5))
+    draw_timeline(timeline(selected), out / "timeline.png", first_step=first, last_step=min(first + 4, demo.steps - 1))
     pictures.draw_loss_curves({arm.title: arm.curve for arm in arms}, out / "loss.png")
     pictures.draw_loss_by_source({arm.title: arm.final_loss for arm in arms}, out / "loss-by-source.png")
     pictures.draw_source_shares(shares, out / "source-shares.png")
@@ -295,6 +294,10 @@ def _cores() -> list[int]:
 def _pin(cores: Sequence[int]) -> Callable[[], None] | None:
     """What a new process does to stay on these cores; cores stand for devices here."""
     return (lambda: os.sched_setaffinity(0, cores)) if cores else None
+
+
+def _listed(cores: Sequence[int]) -> str:
+    return ", ".join(map(str, cores)) or "any"
 
 
 def _count_lines(path: Path) -> int:

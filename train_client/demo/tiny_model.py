@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from shared.errors import ModelError
 from shared.tokenizer import PROMPT_TEMPLATES
@@ -92,5 +93,6 @@ def make_phi(
         torch.manual_seed(seed)
         model = PhiForCausalLM(config).float()
         torch.nn.init.normal_(model.lm_head.weight, std=width**-0.5)
+    disable_progress_bar()
     model.save_pretrained(out)
     return model
