@@ -84,6 +84,11 @@ class LoopGuard:
             )
         if self._is_backward_done:
             raise LoopError(f"{self._where()}: accelerator.backward was called twice; {_HOW}")
+        if self._batch and self._batch.number == 0 and self._has_gradients():
+            raise LoopError(
+                f"{self._where()}: the gradients of the step before are still there: call optimizer.zero_grad() after "
+                f"optimizer.step(); {_HOW}"
+            )
         self._backward(loss, **kwargs)
         self._is_backward_done = True
 
@@ -108,6 +113,10 @@ class LoopGuard:
             return result
 
         return checked
+
+    def _has_gradients(self) -> bool:
+        gradients = (p.grad for o in self._optimizers for group in o.param_groups for p in group["params"])
+        return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
     def _require_backward(self) -> None:
         if self._batch is not None and not self._is_backward_done:

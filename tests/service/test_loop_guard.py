@@ -85,9 +85,20 @@ def skipped_micro_batch(s: Setup, batch: Any) -> None:
         correct(s, batch)
 
 
+def never_zeroed(s: Setup, batch: Any) -> None:
+    with s.accelerator.accumulate(s.model):
+        s.accelerator.backward(s.subbatch.loss(s.model, batch))
+        s.optimizer.step()
+
+
 def forgotten_step(s: Setup, batch: Any) -> None:
     with s.accelerator.accumulate(s.model):
         s.accelerator.backward(s.subbatch.loss(s.model, batch))
+
+
+def test_gradients_that_are_never_zeroed_are_noticed_before_the_second_step(setup: Setup) -> None:
+    with pytest.raises(LoopError, match=r"step 1.*zero_grad"):
+        run(setup, never_zeroed)
 
 
 def run(s: Setup, body: Callable[[Setup, Any], None]) -> None:
