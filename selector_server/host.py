@@ -11,10 +11,10 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from selector_server.engine import SelectionEngine
 from selector_server.journal import Journal
@@ -23,7 +23,6 @@ from shared.convert import times_to_pb
 from shared.dataset import Store
 from shared.errors import (
     ConfigError,
-    JournalError,
     ModelError,
     RunNotFoundError,
     SelectionError,
@@ -38,6 +37,14 @@ from shared.weights import content_hash, decode_weights
 from shared.wire import encode_selection
 
 logger = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
+
+
+async def _to_the_end(section: Coroutine[Any, Any, T]) -> T:
+    """Run a section to its end even if the call that began it is cancelled: its disk thread can't be."""
+    return await asyncio.shield(asyncio.create_task(section))
 
 
 class HostedRun:
@@ -70,7 +77,7 @@ class Host:
     def _resume(self, path: Path) -> None:
         try:
             run = Run(Journal(path))
-        except JournalError as error:
+        except SubbatchError as error:
             logger.error("run %s can't be resumed: %s", path.name, error)
             return
         if run.incarnation:
@@ -122,28 +129,45 @@ class Host:
             )
         engine = await self._in_worker(self._build_engine, info)
         hosted = self._runs.get(info.name) or self._add(info.name)
-        async with hosted.lock:
-            try:
-                missing = await asyncio.to_thread(
-                    hosted.run.open,
-                    info,
-                    cursor=cursor,
-                    restart=restart,
-                    open_id=open_id,
-                    checkpoint_incarnation=checkpoint_incarnation,
-                )
-            except SubbatchError:
-                if not hosted.run.incarnation:  # a first opening that was refused leaves no run behind
-                    self._runs.pop(info.name, None)
-                raise
-            self._runs[info.name] = hosted
-            hosted.engine = engine
+
+        async def locked() -> list[int]:
+            async with hosted.lock:
+                return await self._open_locked(hosted, engine, info, cursor, restart, open_id, checkpoint_incarnation)
+
+        missing = await _to_the_end(locked())
         logger.info(
             "run %s opened at step %d, incarnation %d, %d ranks, missing weights %s",
             info.name, cursor, hosted.run.incarnation, info.world_size, missing,
         )  # fmt: skip
         await self.notify(hosted)
         return hosted.run.incarnation, missing
+
+    async def _open_locked(
+        self,
+        hosted: HostedRun,
+        engine: SelectionEngine,
+        info: RunInfo,
+        cursor: int,
+        restart: bool,
+        open_id: str,
+        checkpoint_incarnation: int,
+    ) -> list[int]:
+        try:
+            missing = await asyncio.to_thread(
+                hosted.run.open,
+                info,
+                cursor=cursor,
+                restart=restart,
+                open_id=open_id,
+                checkpoint_incarnation=checkpoint_incarnation,
+            )
+        except SubbatchError:
+            if not hosted.run.incarnation:  # a first opening that was refused leaves no run behind
+                self._runs.pop(info.name, None)
+            raise
+        self._runs[info.name] = hosted
+        hosted.engine = engine
+        return missing
 
     def _add(self, name: str) -> HostedRun:
         open_runs = [n for n, hosted in self._runs.items() if not hosted.run.closed]
@@ -208,22 +232,29 @@ class Host:
         digest = await asyncio.to_thread(content_hash, payload)
         if digest != sha256:
             raise WeightsError(f"weights version {version} arrived with hash {digest}, sent with {sha256}: push again")
-        async with hosted.lock:
-            hosted.run.require_incarnation(incarnation)
-            if hosted.run.is_known(version, digest):
-                return
-            await asyncio.to_thread(decode_weights, payload, hosted.run.info.trainable)
-            await asyncio.to_thread(hosted.run.add_weights, version, digest, payload)
+
+        async def locked() -> None:
+            async with hosted.lock:
+                hosted.run.require_incarnation(incarnation)
+                if not hosted.run.is_known(version, digest):
+                    await asyncio.to_thread(decode_weights, payload, hosted.run.info.trainable)
+                    await asyncio.to_thread(hosted.run.add_weights, version, digest, payload)
+
+        await _to_the_end(locked())
         logger.info("run %s has weights version %d, %d bytes", name, version, len(payload))
         await self.notify(hosted)
 
     async def close_run(self, name: str, incarnation: int) -> None:
         """End a run and free its engine."""
         hosted = self.get(name)
-        async with hosted.lock:
-            hosted.run.require_incarnation(incarnation)
-            await asyncio.to_thread(hosted.run.close)
-            hosted.engine = None
+
+        async def locked() -> None:
+            async with hosted.lock:
+                hosted.run.require_incarnation(incarnation)
+                await asyncio.to_thread(hosted.run.close)
+                hosted.engine = None
+
+        await _to_the_end(locked())
         logger.info("run %s closed at step %d", name, hosted.run.next_step)
         await self.notify(hosted)
 

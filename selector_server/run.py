@@ -338,7 +338,8 @@ class Run:
         oldest = self.info.timing.weights_version(self._next_step)
         if self._next_step >= self.info.timing.num_steps:
             return {}
-        return {v: stored.sha256 for v, stored in self._weights.items() if v >= oldest}
+        stored = range(oldest, max(self._weights, default=-1) + 1, self.info.timing.push_every)
+        return {v: self._weights[v].sha256 for v in stored if v in self._weights}
 
     def _drop_unneeded_weights(self) -> None:
         self.journal.keep_weights(self._needed_weights())

@@ -117,6 +117,8 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
             raise WeightsError(
                 f"weights version {header.version} announce {header.num_bytes} bytes, this run's take at most {limit}"
             )
+        if run.is_known(header.version, header.sha256):
+            return pb.PushWeightsReply(durable_version=header.version)
         payload = bytearray()
         async for request in requests:
             if request.WhichOneof("part") != "chunk" or not 0 < len(request.chunk) <= CHUNK_BYTES:

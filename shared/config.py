@@ -240,8 +240,12 @@ def load_config(path: Path | None, overrides: list[str] | None = None) -> Config
     try:
         return Config.model_validate(FromFile().model_dump())
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        # A branch that may also be `false` gets a second error for not being it, which helps nobody.
+        errors = [e for e in error.errors() if not str(e["loc"][-1]).startswith("literal[")] or error.errors()
+        raise ConfigError(f"{where}: " + "; ".join(_explain(e) for e in errors)) from None
     except SettingsError as error:
+        if stray := [text for text in overrides or [] if text.endswith(".toml")]:
+            raise ConfigError(f"{where}: {stray[0]} stands alone: give it as --config {stray[0]}") from None
         cause = f": {error.__cause__}" if error.__cause__ else ""
         raise ConfigError(f"{where}: {error}{cause}") from None
     except ValueError as error:

@@ -94,6 +94,7 @@ class UnavailableError(SubbatchError):
 
 
 _STATUS: dict[type[SubbatchError], grpc.StatusCode] = {
+    SubbatchError: grpc.StatusCode.UNKNOWN,
     ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
     DataError: grpc.StatusCode.FAILED_PRECONDITION,
     ModelError: grpc.StatusCode.FAILED_PRECONDITION,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
@@ -45,10 +46,13 @@ def load_base_model(config: ModelConfig, device: torch.device) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             where, dtype=getattr(torch, config.dtype), attn_implementation=config.attention, **extra
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        return model.to(device).eval()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"model.path {config.path} can't be loaded as a causal language model: {reason}") from error
-    return model.to(device).eval()
+        raise ModelError(
+            f"model.path {config.path} can't be loaded as a causal language model: {reason}: give a hub id, a folder "
+            "with config.json and weights, or a .gguf file"
+        ) from error
 
 
 def add_adapter(model: Any, adapter_json: str) -> Any:

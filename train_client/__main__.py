@@ -8,6 +8,8 @@ from pathlib import Path
 
 from shared.cli import add_config_argument, read_config, run_command
 
+_FEWEST_STEPS = 5
+
 
 def main() -> None:
     """Parse arguments and run one command; every error of ours is one line and an exit code other than 0."""
@@ -24,6 +26,8 @@ def main() -> None:
     arguments, rest = parser.parse_known_args()
     if arguments.command == "demo" and rest:
         demo.error(f"unknown arguments: {' '.join(rest)}")
+    if arguments.command == "demo" and arguments.steps < _FEWEST_STEPS:
+        demo.error(f"--steps {arguments.steps} is too few to compare anything: give at least {_FEWEST_STEPS}")
     sys.exit(run_command(lambda: _COMMANDS[arguments.command](arguments, rest)))
 
 

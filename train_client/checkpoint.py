@@ -17,13 +17,17 @@ def save_checkpoint(accelerator: Any, output: Path, step: int) -> Path:
     It is written beside and renamed at the end, so that a killed job leaves no checkpoint that looks whole.
     """
     final = output / f"checkpoint-{step}"
-    part = final.with_suffix(".part")
+    part, old = final.with_suffix(".part"), final.with_suffix(".old")
+    if accelerator.is_main_process:
+        shutil.rmtree(part, ignore_errors=True)
+    accelerator.wait_for_everyone()
     accelerator.save_state(str(part))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if final.exists():
-            shutil.rmtree(final)
+            os.replace(final, old)
         os.replace(part, final)
+        shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
     return final
 

@@ -67,6 +67,7 @@ class SelectorClient:
         self._threads: list[threading.Thread] = []
         self._progress = threading.Condition()
         self._completed = self._reported = -1
+        self._subscription = 0
         self._report_error: SubbatchError | None = None
 
     # ---- opening and closing
@@ -203,10 +204,12 @@ class SelectorClient:
                 # A server that restarted has forgotten how far this rank is.
                 with self._progress:
                     self._reported = -1
+                    self._subscription += 1
                     self._progress.notify_all()
                 self._stopping.wait(random.uniform(0.05, 0.3))
-            except SubbatchError as error:
-                self._put(error)
+            except Exception as error:  # this thread's end must not look like a server that is silent
+                trouble = error if isinstance(error, SubbatchError) else WireError(f"run {self._run!r}: {error!r}")
+                self._put(trouble)
                 return
 
     def _put(self, item: Received | SubbatchError) -> None:
@@ -238,7 +241,7 @@ class SelectorClient:
                 self._progress.wait_for(lambda: self._stopping.is_set() or self._reported < self._completed)
                 if self._stopping.is_set():
                     return
-                completed = self._completed
+                completed, subscription = self._completed, self._subscription
             request = pb.ReportProgressRequest(
                 run=self._run, incarnation=self._incarnation, rank=self._rank, completed=completed
             )
@@ -256,7 +259,8 @@ class SelectorClient:
                     self._report_error = from_rpc_error(error, doing=f"reporting progress of run {self._run!r}")
                 return
             with self._progress:
-                self._reported = completed
+                if subscription == self._subscription:  # else the server that heard it may be gone
+                    self._reported = completed
 
     # ---- weights
 
@@ -307,14 +311,15 @@ class SelectorClient:
             except grpc.RpcError as error:
                 waited = time.monotonic() - began
                 failure = from_rpc_error(error, doing=doing)
-                if error.code() not in RETRYABLE or self._stopping.is_set():
+                if error.code() not in (*RETRYABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     raise failure from None
                 if waited > patience_s:
                     raise UnavailableError(f"{failure}: gave up after {waited:.0f} s: {remedy}") from None
                 if time.monotonic() >= next_log:
                     next_log = time.monotonic() + _LOG_EVERY_S
                     logger.warning("%s; trying again for %.0f s more", failure, patience_s - waited)
-                self._stopping.wait(random.uniform(0.1, 0.5))
+                if self._stopping.wait(random.uniform(0.1, 0.5)):
+                    raise failure from None
 
 
 def _decode(message: pb.SelectionMessage, *, run: str, step: int) -> Received:

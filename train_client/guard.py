@@ -36,6 +36,8 @@ class LoopGuard:
         self._before_step, self._attempted = before_step, attempted
         self._batch: SubBatch | None = None
         self._loss: Tensor | None = None
+        self._loss_version = 0
+        self._expects_gradients = False
         self._is_backward_done = False
         if not accelerator._optimizers:
             raise LoopError("no optimizer is prepared: call accelerator.prepare(model, optimizer) before the loop")
@@ -68,7 +70,7 @@ class LoopGuard:
 
     def made_loss(self, loss: Tensor) -> Tensor:
         """The plugin computed the loss of the micro-batch at hand."""
-        self._loss = loss
+        self._loss, self._loss_version = loss, loss._version
         return loss
 
     def require_current(self, batch: SubBatch) -> None:
@@ -77,20 +79,33 @@ class LoopGuard:
             raise LoopError(f"{self._where()}: the loss is asked for another micro-batch than this one; {_HOW}")
 
     def _checked_backward(self, loss: Tensor, **kwargs: Any) -> None:
-        if loss is not self._loss or loss is None:
+        if self._loss is None or loss is not self._loss or loss._version != self._loss_version:
             raise LoopError(
                 f"{self._where()}: accelerator.backward got a loss that SubbatchPlugin.loss did not make, so the "
                 f"rows' weights would be lost: use loss = subbatch.loss(model, batch) as it is, undivided; {_HOW}"
             )
         if self._is_backward_done:
             raise LoopError(f"{self._where()}: accelerator.backward was called twice; {_HOW}")
-        if self._batch and self._batch.number == 0 and self._has_gradients():
+        self._require_gradients_of_this_step_alone()
+        self._backward(loss, **kwargs)
+        self._is_backward_done = True
+        self._expects_gradients |= bool(self._batch and self._batch.scale.any())
+
+    def _require_gradients_of_this_step_alone(self) -> None:
+        assert self._batch is not None
+        if self._batch.number > 0:
+            if self._expects_gradients and not self._has_gradients():
+                raise LoopError(
+                    f"{self._where()}: the gradients of the step's earlier micro-batches are gone: call "
+                    f"optimizer.zero_grad() after optimizer.step() only; {_HOW}"
+                )
+            return
+        self._expects_gradients = False
+        if self._has_gradients():
             raise LoopError(
                 f"{self._where()}: the gradients of the step before are still there: call optimizer.zero_grad() after "
                 f"optimizer.step(); {_HOW}"
             )
-        self._backward(loss, **kwargs)
-        self._is_backward_done = True
 
     def _checked_step(self, step: Callable[..., Any], *, is_final: bool) -> Callable[..., Any]:
         def checked(*args: Any, **kwargs: Any) -> Any:

@@ -26,7 +26,7 @@ def heldout_loss(accelerator: Any, model: Any, store: Store) -> dict[str, float]
     total = torch.zeros(len(store.source_names), 2, dtype=torch.float64, device=accelerator.device)
     bare, was_training = accelerator.unwrap_model(model), model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         for group in by_token_budget(lengths, budget=_TOKENS_PER_FORWARD)[rank::world_size]:
             rows = collate(store.rows(group), device=accelerator.device)
             logits = bare(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits

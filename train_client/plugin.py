@@ -52,7 +52,7 @@ class StepReport:
         prepare_seconds: Padding and copying to the device.
         train_seconds: Forward and backward, up to the optimizer's step.
         optimizer_seconds: The optimizer's step.
-        publish_seconds: Snapshot of the weights and report; selecting, where selection is inline.
+        push_seconds: Snapshot of the weights, which are pushed in the background; selecting, where that is inline.
         selector: The selector's own phase times of this step's selection.
     """
 
@@ -66,18 +66,14 @@ class StepReport:
     prepare_seconds: float
     train_seconds: float
     optimizer_seconds: float
-    publish_seconds: float
+    push_seconds: float
     selector: PhaseTimes
 
     @property
     def step_seconds(self) -> float:
         """The whole step."""
         return (
-            self.wait_seconds
-            + self.prepare_seconds
-            + self.train_seconds
-            + self.optimizer_seconds
-            + self.publish_seconds
+            self.wait_seconds + self.prepare_seconds + self.train_seconds + self.optimizer_seconds + self.push_seconds
         )
 
 
@@ -195,6 +191,11 @@ class SubbatchPlugin:
         Returns:
             A scalar, float32.
         """
+        if not any(model is prepared for prepared in self._accelerator._models):
+            raise LoopError(
+                f"step {batch.step}: the loss is asked of a model that accelerator.prepare did not give, so its "
+                "gradients would not be averaged over the ranks: pass the prepared model"
+            )
         return self.loss_from_logits(model(**batch, use_cache=False).logits, batch)
 
     def loss_from_logits(self, logits: Tensor, batch: SubBatch) -> Tensor:
@@ -270,7 +271,7 @@ class SubbatchPlugin:
             prepare_seconds=step.prepare_seconds,
             train_seconds=self._clock["optimizer"] - self._clock["train"],
             optimizer_seconds=stepped - self._clock["optimizer"],
-            publish_seconds=time.perf_counter() - stepped,
+            push_seconds=time.perf_counter() - stepped,
             selector=step.received.times,
         )
 

@@ -34,11 +34,7 @@ class Progress:
         self._next_log = 0.0
 
     def __enter__(self) -> Progress:
-        path = self._output / f"steps-rank{self._accelerator.process_index}.jsonl"
-        _keep_steps_before(path, self._first_step)
-        self._lines = path.open("a")
         if self._accelerator.is_main_process:
-            _keep_steps_before(self._output / "heldout.jsonl", self._first_step + 1)
             console = Console(stderr=True)
             if console.is_terminal:
                 columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
@@ -58,7 +54,7 @@ class Progress:
     def step(self, report: StepReport | None, *, learning_rate: float) -> None:
         """A step was attempted."""
         assert report is not None
-        assert self._lines is not None
+        lines = self._lines or self._open_lines()
         row = {
             "step": report.selection.step,
             "weights_version": report.selection.weights_version,
@@ -67,8 +63,8 @@ class Progress:
             **{f.name: getattr(report, f.name) for f in fields(report) if f.name not in ("selection", "selector")},
             "selector": asdict(report.selector),
         }
-        self._lines.write(json.dumps(row) + "\n")
-        self._lines.flush()
+        lines.write(json.dumps(row) + "\n")
+        lines.flush()
         loss = report.loss
         if self._accelerator.num_processes > 1:
             losses = gather_object([report.loss])
@@ -82,7 +78,7 @@ class Progress:
                 "seconds/step": report.step_seconds,
                 "seconds/wait": report.wait_seconds,
                 "seconds/train": report.train_seconds,
-                "seconds/publish": report.publish_seconds,
+                "seconds/push": report.push_seconds,
                 "selector/score_seconds": report.selector.score_seconds,
                 "selector/pick_seconds": report.selector.pick_seconds,
                 "weights_version": report.selection.weights_version,
@@ -96,12 +92,26 @@ class Progress:
             self._next_log = time.monotonic() + _LOG_EVERY_S
             logger.info("step %d of %d: %s", report.selection.step + 1, self._num_steps, text)
 
+    def _open_lines(self) -> TextIO:
+        """Continue this rank's file; not before the run is open, or a refused one would cost an earlier one's files."""
+        rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
+        path = self._output / f"steps-rank{rank}.jsonl"
+        _keep_steps_before(path, self._first_step)
+        self._lines = path.open("a")
+        if rank == 0:
+            for other in self._output.glob("steps-rank*.jsonl"):
+                if int(other.stem.removeprefix("steps-rank")) >= ranks:
+                    _keep_steps_before(other, self._first_step)
+        return self._lines
+
     def heldout(self, step: int, losses: dict[str, float]) -> None:
         """Held-out losses by source after `step` steps."""
         if not self._accelerator.is_main_process:
             return
         mean = sum(losses.values()) / len(losses)
-        with (self._output / "heldout.jsonl").open("a") as file:
+        path = self._output / "heldout.jsonl"
+        _keep_steps_before(path, step)
+        with path.open("a") as file:
             file.write(json.dumps({"step": step, "mean": mean, "by_source": losses}) + "\n")
         self._accelerator.log({"heldout_loss": mean}, step=step)
         logger.info("after step %d: held-out loss %.4f, mean over %d sources", step, mean, len(losses))

@@ -89,7 +89,9 @@ class Pusher:
                 version, snapshot = self._under_way[0]
             try:
                 self._upload(version, encode_weights(snapshot))
-            except SubbatchError as error:
+            except Exception as error:  # whatever it is, the training thread must hear of it instead of waiting
+                if not isinstance(error, SubbatchError):
+                    error = SubbatchError(f"run {self._run!r}: pushing weights version {version} failed: {error!r}")
                 with self._changed:
                     self._error = error
                     self._changed.notify_all()

@@ -20,7 +20,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from shared.config import Config, TrainConfig
 from shared.dataset import Store
-from shared.errors import ConfigError
+from shared.errors import ConfigError, FingerprintError
 from shared.model import load_base_model
 from shared.tokenizer import load_tokenizer
 from train_client.checkpoint import latest_checkpoint, save_checkpoint
@@ -98,12 +98,21 @@ def _check_inputs(config: Config) -> Path | None:
     """
     if not config.model.path:
         raise ConfigError("model.path is not set: give a hub id, a folder or a .gguf file")
-    for store in filter(None, (config.data.store, config.data.heldout_store)):
-        Store.open(store)
+    stores = [Store.open(path) for path in (config.data.store, config.data.heldout_store) if path]
+    for other in stores[1:]:
+        if other.manifest.tokenizer.fingerprint != stores[0].manifest.tokenizer.fingerprint:
+            raise FingerprintError(
+                f"data.heldout_store {other.path} was prepared with tokenizer {other.manifest.tokenizer.fingerprint}, "
+                f"data.store with {stores[0].manifest.tokenizer.fingerprint}: prepare both with the model's tokenizer"
+            )
+    try:
+        config.train.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"train.output {config.train.output} can't be written: {error.strerror}") from None
     resume = config.train.resume
     if str(resume) == "latest":
         return latest_checkpoint(config.train.output)
-    if resume and not resume.is_dir():
+    if resume and not (resume / "custom_checkpoint_0.pkl").is_file():
         raise ConfigError(f"train.resume {resume} is not a checkpoint folder: give one, or `latest`")
     return resume
 

@@ -61,6 +61,27 @@ def divided_loss(s: Setup, batch: Any) -> None:
         s.optimizer.step()
 
 
+def loss_divided_in_place(s: Setup, batch: Any) -> None:
+    with s.accelerator.accumulate(s.model):
+        loss = s.subbatch.loss(s.model, batch)
+        loss /= 2
+        s.accelerator.backward(loss)
+        s.optimizer.step()
+
+
+def zeroed_before_backward(s: Setup, batch: Any) -> None:
+    with s.accelerator.accumulate(s.model):
+        s.model.zero_grad()
+        s.accelerator.backward(s.subbatch.loss(s.model, batch))
+        s.optimizer.step()
+
+
+def another_model(s: Setup, batch: Any) -> None:
+    with s.accelerator.accumulate(s.model):
+        s.accelerator.backward(s.subbatch.loss(s.model.base_model, batch))
+        s.optimizer.step()
+
+
 def backward_of_torch(s: Setup, batch: Any) -> None:
     with s.accelerator.accumulate(s.model):
         s.subbatch.loss(s.model, batch).backward()
@@ -111,6 +132,9 @@ def run(s: Setup, body: Callable[[Setup, Any], None]) -> None:
     [
         own_loss,
         divided_loss,
+        loss_divided_in_place,
+        zeroed_before_backward,
+        another_model,
         backward_of_torch,
         backward_twice,
         without_accumulate,

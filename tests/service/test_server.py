@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from selector_server.journal import Journal
 from shared.config import ClientConfig, TlsConfig
 from shared.errors import (
     ConfigError,
@@ -26,7 +30,7 @@ from shared.errors import (
     WeightsError,
 )
 from shared.records import Fingerprints
-from shared.weights import encode_weights
+from shared.weights import content_hash, encode_weights
 from shared.wire import same_selection
 from tests.service.harness import Job, LiveServer
 from tests.support import Server, World, write_config
@@ -162,6 +166,32 @@ def test_weights_that_are_wrong_are_refused_and_the_right_ones_still_fit(server:
     client.push(0, encode_weights(good))
     with pytest.raises(WeightsError, match="other content"):
         client.push(0, encode_weights(job.weights(9)))
+    assert client.selection(0).selection.step == 0
+    client.close()
+
+
+def test_a_push_whose_client_goes_away_half_way_leaves_nothing_half_done(
+    server: LiveServer, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(server)
+    client.open_run(job.info(), cursor=0, restart=False)
+    payload = encode_weights(job.weights(0))
+    writing, may_go_on = threading.Event(), threading.Event()
+    write_weights = Journal.write_weights
+
+    def slow_write(self: Journal, *arguments: Any) -> None:
+        writing.set()
+        assert may_go_on.wait(30)
+        write_weights(self, *arguments)
+
+    monkeypatch.setattr(Journal, "write_weights", slow_write)
+    push = server.host.push("run", 1, 0, payload, content_hash(payload))
+    call = asyncio.run_coroutine_threadsafe(push, server._loop)
+    assert writing.wait(30)
+    call.cancel()  # what gRPC does when the client's connection breaks
+    threading.Timer(0.2, may_go_on.set).start()
+    client.push(0, payload)  # and what the client does then
+    client.attach(1, from_step=0, num_steps=6)
     assert client.selection(0).selection.step == 0
     client.close()
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 DPI = 200
 # Okabe and Ito's palette, which people with any kind of colour vision can tell apart.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#999999"
+PURPLE, YELLOW, GREY = "#CC79A7", "#F0E442", "#999999"
 
 
 def new_axes(headline: str, *, width: float, height: float) -> tuple[Figure, Axes]:

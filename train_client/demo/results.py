@@ -17,7 +17,7 @@ from shared.sampler import draw_large_batch
 from train_client.demo.timeline import Span
 
 _SELECTOR_PHASES = ("load", "draw", "score", "pick", "journal")
-_TRAINER_PHASES = ("wait", "prepare", "train", "optimizer", "publish")
+_TRAINER_PHASES = ("wait", "prepare", "train", "optimizer", "push")
 
 
 @dataclass(frozen=True)

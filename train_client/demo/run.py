@@ -166,9 +166,13 @@ class Demo:
                 env=_environment(),
                 preexec_fn=_pin(cores),
             )
-            while process.poll() is None:
-                bar.update(task, completed=_count_lines(output / "steps-rank0.jsonl"))
-                time.sleep(0.3)
+            try:
+                while process.poll() is None:
+                    bar.update(task, completed=_count_lines(output / "steps-rank0.jsonl"))
+                    time.sleep(0.3)
+            finally:
+                process.terminate()
+                process.wait()
             bar.update(task, completed=_count_lines(output / "steps-rank0.jsonl"))
         self._require_success(name, process.returncode)
         return output
@@ -181,8 +185,9 @@ class Demo:
     def _require_success(self, name: str, code: int) -> None:
         if code:
             path = self.out / "logs" / f"{name}.log"
-            last = " | ".join(path.read_text().splitlines()[-3:])
-            raise SubbatchError(f"the demo's {name} exited with {code}; {path} ends with: {last}")
+            lines = path.read_text().splitlines() or ["nothing"]
+            last = next((line for line in lines if line.startswith("error:")), lines[-1])
+            raise SubbatchError(f"the demo's {name} exited with {code}: {last} (all of it is in {path})")
 
 
 def run_demo(out: Path, *, steps: int) -> None:
@@ -192,7 +197,9 @@ def run_demo(out: Path, *, steps: int) -> None:
         SubbatchError: a stage failed, or `out` holds something that no demo wrote.
     """
     out = out.resolve()
-    if out.exists() and any(out.iterdir()) and not (out / "run.toml").is_file():
+    marker = out / "run.toml"
+    is_demo = marker.is_file() and marker.read_text().startswith(_CONFIG.splitlines()[0])
+    if out.exists() and any(out.iterdir()) and not is_demo:
         raise SubbatchError(f"{out} holds files that no demo wrote: choose another --out, or empty it")
     shutil.rmtree(out, ignore_errors=True)
     (out / "logs").mkdir(parents=True)

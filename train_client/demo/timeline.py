@@ -18,7 +18,6 @@ from train_client.demo.canvas import (
     GREY,
     ORANGE,
     PURPLE,
-    SKY,
     VERMILION,
     YELLOW,
     legend_below,
@@ -38,21 +37,19 @@ TRAINING_COLORS: Mapping[str, str] = {
     "prepare": GREY,
     "train": BLUE,
     "optimizer": GREEN,
-    "publish": "black",
-    "push": SKY,
+    "push": "black",
 }
 _COLORS = {**SELECTION_COLORS, **TRAINING_COLORS}
 _LABELS = {
     "load": "load weights",
     "prepare": "prepare batch",
     "train": "forward + backward",
-    "publish": "snapshot weights",
-    "push": "push weights",
+    "push": "snapshot to push",
 }
 _SHADES = ("#3A3A3A", "#8A8A8A")
-# Heights within a lane, whose middle is at 0 and whose next neighbor is 1 away: the band with the step's number, the
-# bar of the phases, and the strip of what runs in the background of it.
-_BAND, _BAR, _STRIP = (-0.44, 0.24), (-0.2, 0.44), (0.26, 0.1)
+# Heights within a lane, whose middle is at 0 and whose next neighbor is 1 away: the band with the step's number, and the
+# bar of the phases.
+_BAND, _BAR = (-0.44, 0.24), (-0.2, 0.44)
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def draw_timeline(spans: Sequence[Span], path: Path, *, first_step: int, last_st
             raise DataError(f"{span} has an unknown phase: known are {', '.join(_COLORS)}")
         if not span.start_s <= span.end_s:
             raise DataError(f"{span} ends before it starts: give both times on one clock")
-    shown = [s for s in spans if s.phase in TRAINING_COLORS and s.phase != "push" and first_step <= s.step <= last_step]
+    shown = [s for s in spans if s.phase in TRAINING_COLORS and first_step <= s.step <= last_step]
     if not shown:
         steps = sorted({span.step for span in spans})
         known = f"{steps[0]} to {steps[-1]}" if steps else "none"
@@ -101,7 +98,7 @@ def draw_timeline(spans: Sequence[Span], path: Path, *, first_step: int, last_st
     for span in visible:
         _draw_phase(axes, span, lanes.index(span.lane), window=end - start)
     for (lane, step), group in groupby(sorted(visible, key=_lane_and_step), key=_lane_and_step):
-        _draw_step_band(axes, step, lanes.index(lane), [s for s in group if s.phase != "push"], window=end - start)
+        _draw_step_band(axes, step, lanes.index(lane), list(group), window=end - start)
     _draw_arrows(axes, visible, lanes)
 
     axes.set_xlim(0, end - start)
@@ -124,7 +121,7 @@ def _clip(spans: Sequence[Span], start: float, end: float) -> Iterator[Span]:
 
 
 def _draw_phase(axes: Axes, span: Span, lane: int, *, window: float) -> None:
-    bottom, height = _STRIP if span.phase == "push" else _BAR
+    bottom, height = _BAR
     width = span.end_s - span.start_s
     axes.add_patch(Rectangle((span.start_s, lane + bottom), width, height, color=_COLORS[span.phase], linewidth=0))
     if span.phase in ("score", "train") and width > 0.06 * window:
