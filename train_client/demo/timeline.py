@@ -47,8 +47,8 @@ _LABELS = {
     "push": "snapshot to push",
 }
 _SHADES = ("#3A3A3A", "#8A8A8A")
-# Heights within a lane, whose middle is at 0 and whose next neighbor is 1 away: the band with the step's number, and the
-# bar of the phases.
+# Heights within a lane, whose middle is at 0 and whose next neighbor is 1 away: the band with the step's number, and
+# the bar of the phases.
 _BAND, _BAR = (-0.44, 0.24), (-0.2, 0.44)
 
 
