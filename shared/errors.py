@@ -113,8 +113,10 @@ _STATUS: dict[type[SubbatchError], grpc.StatusCode] = {
 }
 _BY_NAME = {cls.__name__: cls for cls in _STATUS}
 
-# Only these say nothing about the request itself, so that trying again may help.
-RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE})
+# Only these say nothing about the request itself, so that trying again may help; a server that stops cancels its calls.
+RETRYABLE = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED},
+)
 
 
 def to_status(error: SubbatchError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
@@ -136,7 +138,7 @@ def from_rpc_error(error: grpc.RpcError, *, doing: str) -> SubbatchError:
     name = dict(error.trailing_metadata() or ()).get(ERROR_KEY, "")
     if name in _BY_NAME:
         return _BY_NAME[name](details)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+    if code in RETRYABLE:
         return UnavailableError(f"{doing}: {code.name.lower()}: {details}")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return UnauthenticatedError(f"{doing}: {details}")

@@ -252,7 +252,7 @@ class SelectorClient:
             except grpc.RpcError as error:
                 if self._stopping.is_set():
                     return
-                if error.code() in (*RETRYABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                if error.code() in RETRYABLE:
                     self._stopping.wait(random.uniform(0.05, 0.3))
                     continue
                 with self._progress:
@@ -311,7 +311,7 @@ class SelectorClient:
             except grpc.RpcError as error:
                 waited = time.monotonic() - began
                 failure = from_rpc_error(error, doing=doing)
-                if error.code() not in (*RETRYABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                if error.code() not in RETRYABLE:
                     raise failure from None
                 if waited > patience_s:
                     raise UnavailableError(f"{failure}: gave up after {waited:.0f} s: {remedy}") from None
