@@ -191,9 +191,10 @@ class SubbatchPlugin:
         Returns:
             A scalar, float32.
         """
-        if not any(model is prepared for prepared in self._accelerator._models):
+        bare = self._accelerator.unwrap_model(model, keep_torch_compile=False)
+        if bare is not self._model or (self._ranks.world_size > 1 and model is bare):
             raise LoopError(
-                f"step {batch.step}: the loss is asked of a model that accelerator.prepare did not give, so its "
+                f"step {batch.step}: the loss is asked of another model than accelerator.prepare gave, so its "
                 "gradients would not be averaged over the ranks: pass the prepared model"
             )
         return self.loss_from_logits(model(**batch, use_cache=False).logits, batch)
