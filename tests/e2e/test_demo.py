@@ -13,6 +13,7 @@ SOURCES = 14
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_demo_leaves_a_summary_and_pictures(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     result = run_cli("train_client", "demo", "--out", out, "--steps", 6, timeout=580)
