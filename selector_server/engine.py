@@ -13,12 +13,12 @@ from selector_server.features import l1_distances, l1_features
 from selector_server.picks import Picks, facility_location
 from selector_server.probes import Probes
 from selector_server.scorer import Scorer
-from shared.config import SelectionConfig
 from shared.dataset import Store
 from shared.errors import ModelError
 from shared.model import trainable_tensors
 from shared.records import PhaseTimes, Selection
 from shared.sampler import draw_large_batch
+from shared.selection_config import SelectionConfig
 
 
 class SelectionEngine:

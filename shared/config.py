@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -21,19 +21,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from shared.branch import Branch, Positive
 from shared.errors import ConfigError
+from shared.selection_config import SelectionConfig
 from shared.timing import Timing
 
 _ENV_PREFIX, _ENV_DELIMITER = "SUBBATCH_", "__"
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Branch(BaseModel):
-    """Base of every branch: immutable, and a key nobody reads is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Branch):
@@ -50,37 +45,6 @@ class DataConfig(Branch):
 
     store: Path | None = None
     heldout_store: Path | None = None
-
-
-class SelectionConfig(Branch):
-    """How a step's sub-batch is found. Part of a run's identity: it can't change while the run lives."""
-
-    preset: Literal["paper"] = "paper"
-    large_batch_size: Positive = 128
-    sub_batch_size: Positive = 64
-    sampling: Literal["inverse_source", "uniform", "temperature"] = "inverse_source"
-    # A source's share is rows^(1 / temperature): 1 draws rows uniformly, large values draw sources equally.
-    temperature: Annotated[float, Field(ge=1)] = 1.0
-    # `random` takes the first rows in draw order and scores nothing: the baseline of every experiment.
-    pick: Literal["facility_location", "random"] = "facility_location"
-    epsilon: Annotated[float, Field(gt=0)] = 1e-3
-    num_probes: Positive = 1
-    sparsify_k: Positive = 2560
-    score_tokens: Positive = 8192
-
-    @model_validator(mode="after")
-    def _sub_batch_fits(self) -> SelectionConfig:
-        if self.sub_batch_size > self.large_batch_size:
-            raise ValueError(
-                f"sub_batch_size {self.sub_batch_size} is larger than large_batch_size {self.large_batch_size}: "
-                "a sub-batch is picked from the large batch, so lower the first or raise the second"
-            )
-        return self
-
-    @property
-    def scores(self) -> bool:
-        """Whether rows are scored, hence whether the selector needs the trainers' weights."""
-        return self.pick != "random"
 
 
 class RunConfig(Branch):
@@ -197,7 +161,6 @@ class Config(BaseSettings):
         cli_prog_name="",
         cli_hide_none_type=True,
         cli_implicit_flags=True,
-        nested_model_default_partial_update=True,
     )
 
     model: ModelConfig = ModelConfig()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from shared.config import SelectionConfig
+from shared.selection_config import SelectionConfig
 from shared.timing import Timing
 
 

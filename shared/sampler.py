@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shared.config import SelectionConfig
 from shared.errors import ConfigError
 from shared.random import Purpose, stream
+from shared.selection_config import SelectionConfig
 
 
 def source_probabilities(rows: Sequence[int], selection: SelectionConfig) -> npt.NDArray[np.float64]:

@@ -17,7 +17,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from selector_server.journal import Journal
 from selector_server.run import Run
-from shared.config import SelectionConfig
 from shared.errors import (
     ConfigError,
     CursorError,
@@ -32,6 +31,7 @@ from shared.errors import (
 )
 from shared.pb.v1 import selector_pb2
 from shared.records import Fingerprints, RunInfo, TensorSpec
+from shared.selection_config import SelectionConfig
 from shared.timing import Timing
 from shared.weights import content_hash
 

@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared import errors
-from shared.config import SelectionConfig
 from shared.convert import run_from_pb, run_to_pb, times_from_pb, times_to_pb
 from shared.errors import (
     SubbatchError,
@@ -31,6 +30,7 @@ from shared.errors import (
 from shared.pb.v1 import selector_pb2 as pb
 from shared.pb.v1 import selector_pb2_grpc
 from shared.records import Fingerprints, PhaseTimes, RunInfo, Selection, TensorSpec
+from shared.selection_config import SelectionConfig
 from shared.timing import Timing
 from shared.wire import WIRE_VERSION, decode_selection, encode_selection, same_selection
 

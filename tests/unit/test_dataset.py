@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shared.config import SelectionConfig
 from shared.dataset import (
     MANIFEST_FILE,
     ROWS_FILE,
@@ -30,6 +29,7 @@ from shared.dataset import (
 )
 from shared.errors import DataError
 from shared.sampler import draw_large_batch
+from shared.selection_config import SelectionConfig
 from shared.store_writer import write_store
 
 # (token ids, prompt tokens, origin) in store order: 4 rows of source a, 1 of b, 3 of c.

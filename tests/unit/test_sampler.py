@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.config import SelectionConfig
 from shared.errors import ConfigError
 from shared.random import Purpose, stream
 from shared.sampler import draw_large_batch, source_probabilities
+from shared.selection_config import SelectionConfig
 
 fixed = settings(deadline=None, derandomize=True)
 
@@ -149,7 +149,7 @@ def test_a_large_batch_larger_than_the_data_is_refused_with_both_sizes(rows: lis
 
 DRAWS = """
 import json, sys
-from shared.config import SelectionConfig
+from shared.selection_config import SelectionConfig
 from shared.sampler import draw_large_batch
 rows, steps = json.loads(sys.argv[1])
 selection = SelectionConfig(large_batch_size=40, sub_batch_size=1)

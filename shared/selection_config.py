@@ -1,0 +1,126 @@
+"""How a step's sub-batch is found: every choice of the method, and the presets that make them together.
+
+Part of a run's identity: it is sent when a run is opened, kept in its journal, and can't change while the run lives.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from shared.branch import Branch, Positive
+
+# What a preset decides; keys that are given beside it win. `deploy/configs/presets.md` has what was measured of them.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper: one probe, k largest coordinates, unweighted facility location over the whole large batch.
+    "paper": {},
+    # CoLM (ICLR 2025): Adam-normalised estimates, facility location source by source, small sources kept whole.
+    "colm": {"adam_features": True, "quotas": "proportional", "keep_small_sources": True},
+    # The lowest gradient error without bias: exact gradients of the last block, spread by the local pivotal method.
+    "matched": {"estimator": "exact", "gradient_of": "last_blocks", "pick": "local_pivotal", "inclusion": "norm"},
+}
+
+_DETAILS = {
+    "estimator": ("gradient_of",),
+    "pick": ("quotas", "keep_small_sources", "weighting", "inclusion"),
+}
+
+
+class SelectionConfig(Branch):
+    """The method and its sizes. `preset` sets the keys that aren't given themselves."""
+
+    preset: Literal["paper", "colm", "matched"] = "paper"
+    large_batch_size: Positive = 128
+    sub_batch_size: Positive = 64
+
+    # ---- draw
+    sampling: Literal["inverse_source", "uniform", "temperature"] = "inverse_source"
+    # A source's share is rows^(1 / temperature): 1 draws rows uniformly, large values draw sources equally.
+    temperature: Annotated[float, Field(ge=1)] = 1.0
+
+    # ---- score
+    # `central`: the paper's difference of two losses; `jvp`: its limit, in forward mode; `exact`: reverse mode through
+    # the last blocks alone.
+    estimator: Literal["central", "jvp", "exact"] = "central"
+    # `last_blocks` takes all trained linear layers of the last `num_blocks` blocks, as a sketch; `exact` only.
+    gradient_of: Literal["v_projection", "last_blocks"] = "v_projection"
+    num_blocks: Positive = 1
+    sketch_size: Positive = 1024
+    epsilon: Annotated[float, Field(gt=0)] = 1e-3
+    num_probes: Positive = 1
+    # Padded tokens of one forward.
+    score_tokens: Positive = 8192
+
+    # ---- compare
+    # Which coordinates of the estimated gradient are kept: the largest |gradient|, |weight|, or |weight · gradient|.
+    criterion: Literal["grad", "weight", "weight_grad"] = "grad"
+    sparsify_k: Positive = 2560
+    # Compare what Adam would make of the estimates: divided by the root of their running second moment.
+    adam_features: bool = False
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    # Append the prompt's mean hidden state, scaled to this fraction of the gradients' spread: for unknown sources.
+    soft_labels: bool = False
+    soft_label_scale: Annotated[float, Field(gt=0)] = 1.0
+
+    # ---- pick
+    # `local_pivotal`, `cube` and `clusters` are unbiased sampling designs, weighted by 1 / probability. `random`,
+    # `random_stratified` (by source) and `loss` (the largest) are baselines; the random ones score nothing.
+    pick: Literal["facility_location", "local_pivotal", "cube", "clusters", "random", "random_stratified", "loss"] = (
+        "facility_location"
+    )
+    # Facility location source by source: each gets its share of the sub-batch, or an equal part of it.
+    quotas: Literal["none", "proportional", "balanced"] = "none"
+    # Keep every drawn row of the sources that hold less than an average source's share of the data.
+    keep_small_sources: bool = False
+    # `gamma`: a pick weighs as many rows as it stands for.
+    weighting: Literal["none", "gamma"] = "none"
+    # Of a sampling design: all rows alike, or `norm_share` of the probability in proportion to the gradient's norm.
+    inclusion: Literal["equal", "norm"] = "equal"
+    norm_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = PRESETS.get(str(given.get("preset", "paper")), {})
+        # Another way to score or to pick than the preset's leaves what belongs to the preset's own behind.
+        for choice, details in _DETAILS.items():
+            if choice in given and given[choice] != preset.get(choice, cls.model_fields[choice].default):
+                preset = {key: value for key, value in preset.items() if key not in details}
+        return preset | given
+
+    @model_validator(mode="after")
+    def _sub_batch_fits(self) -> SelectionConfig:
+        if self.sub_batch_size > self.large_batch_size:
+            raise ValueError(
+                f"sub_batch_size {self.sub_batch_size} is larger than large_batch_size {self.large_batch_size}: "
+                "a sub-batch is picked from the large batch, so lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _choices_go_together(self) -> SelectionConfig:
+        if self.gradient_of == "last_blocks":
+            if self.estimator != "exact":
+                raise ValueError(f"gradient_of 'last_blocks' goes with estimator 'exact', not {self.estimator!r}")
+            if self.adam_features or self.criterion != "grad":
+                raise ValueError(
+                    "gradient_of 'last_blocks' is compared as a sketch, which has no coordinates to normalise or "
+                    f"choose: leave adam_features (given {self.adam_features}) and criterion (given "
+                    f"{self.criterion!r}) at their defaults, or use 'v_projection'"
+                )
+        if self.pick != "facility_location" and (self.quotas != "none" or self.weighting != "none"):
+            raise ValueError(
+                f"quotas {self.quotas!r} and weighting {self.weighting!r} are of pick 'facility_location', "
+                f"not of {self.pick!r}: leave them out"
+            )
+        return self
+
+    @property
+    def scores(self) -> bool:
+        """Whether rows are scored, hence whether the selector needs the trainers' weights."""
+        return self.pick not in ("random", "random_stratified")
