@@ -6,10 +6,11 @@ import dataclasses
 
 from pydantic import TypeAdapter, ValidationError
 
-from shared.config import RunName, SelectionConfig
+from shared.config import RunName
 from shared.errors import WireError
 from shared.pb.v1 import selector_pb2 as pb
 from shared.records import Fingerprints, PhaseTimes, RunInfo, TensorSpec
+from shared.selection_config import SelectionConfig
 from shared.timing import Timing
 
 # A run's name becomes a folder's name on the server.

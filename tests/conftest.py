@@ -16,8 +16,8 @@ from tests.support import World
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Two hundred rows of fourteen sources, a tokenizer trained on them, a two-layer Phi."""
     from selector_server.prepare import prepare
-    from train_client.demo.corpus import write_corpus
-    from train_client.demo.tiny_model import make_phi, train_tokenizer
+    from shared.synthetic.corpus import write_corpus
+    from shared.synthetic.tiny_model import make_phi, train_tokenizer
 
     folder = tmp_path_factory.mktemp("world")
     files = write_corpus(folder / "corpus", rows=240, heldout_per_source=2, seed=0)

@@ -38,7 +38,7 @@ def test_prepare_refuses_a_row_with_an_empty_source(world: World, tmp_path: Path
 
 
 def test_serve_refuses_a_tokenizer_that_is_not_the_stores(world: World, tmp_path: Path) -> None:
-    from train_client.demo.tiny_model import make_phi, train_tokenizer
+    from shared.synthetic.tiny_model import make_phi, train_tokenizer
 
     other = tmp_path / "other"
     train_tokenizer(world.rows, other, vocab_size=400)
@@ -104,7 +104,7 @@ def test_a_trainer_says_where_it_looked_for_a_server_that_is_not_there(world: Wo
 @pytest.mark.slow
 def test_a_server_refuses_trainers_that_differ_from_it_and_goes_on_serving(world: World, tmp_path: Path) -> None:
     from selector_server.prepare import prepare
-    from train_client.demo.tiny_model import make_phi
+    from shared.synthetic.tiny_model import make_phi
 
     config = write_config(tmp_path, world, run={"num_steps": 2})
     other_model, other_store = tmp_path / "other-model", tmp_path / "other-store"

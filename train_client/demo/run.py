@@ -24,8 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from shared.config import load_config
 from shared.dataset import Store
 from shared.errors import SubbatchError
+from shared.synthetic.corpus import write_corpus
+from shared.synthetic.tiny_model import make_phi, train_tokenizer
 from train_client.demo import pictures
-from train_client.demo.corpus import write_corpus
 from train_client.demo.results import (
     Arm,
     loss_table,
@@ -36,7 +37,6 @@ from train_client.demo.results import (
     wait_fraction,
 )
 from train_client.demo.timeline import draw_timeline
-from train_client.demo.tiny_model import make_phi, train_tokenizer
 
 _ROWS, _HELDOUT_PER_SOURCE = 6000, 8
 _VOCABULARY, _LAYERS, _WIDTH, _HEADS = 1024, 4, 128, 4

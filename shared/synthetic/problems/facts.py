@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from train_client.demo.problems.problem import Family, Problem, Step
+from shared.synthetic.problems.problem import Family, Problem, Step
 
 
 def joining(draw: Random) -> Problem:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from math import comb
 from random import Random
 
-from train_client.demo.problems.problem import Family, Number, Problem, Step
+from shared.synthetic.problems.problem import Family, Number, Problem, Step
 
 
 def derivative(draw: Random) -> Problem:

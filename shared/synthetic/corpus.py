@@ -14,16 +14,16 @@ from pathlib import Path
 from random import Random
 
 from shared.errors import DataError
-from train_client.demo import styles
-from train_client.demo.checks import check_program
-from train_client.demo.problems.comparison import COMPARISONS
-from train_client.demo.problems.contest import CONTEST
-from train_client.demo.problems.exam import EXAM
-from train_client.demo.problems.facts import FACTS
-from train_client.demo.problems.lecture import ALGEBRA, CALCULUS, CHANCE
-from train_client.demo.problems.problem import Family
-from train_client.demo.problems.stories import STORIES
-from train_client.demo.problems.theorems import THEOREMS
+from shared.synthetic import styles
+from shared.synthetic.checks import check_program
+from shared.synthetic.problems.comparison import COMPARISONS
+from shared.synthetic.problems.contest import CONTEST
+from shared.synthetic.problems.exam import EXAM
+from shared.synthetic.problems.facts import FACTS
+from shared.synthetic.problems.lecture import ALGEBRA, CALCULUS, CHANCE
+from shared.synthetic.problems.problem import Family
+from shared.synthetic.problems.stories import STORIES
+from shared.synthetic.problems.theorems import THEOREMS
 
 MIN_ROWS = 4
 _MAX_TRIES = 2000

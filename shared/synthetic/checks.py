@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from shared.errors import DataError
-from train_client.demo.problems.problem import Number
+from shared.synthetic.problems.problem import Number
 
 MODULES = ("fractions", "math")
 _BUILTINS = (

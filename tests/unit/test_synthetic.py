@@ -17,11 +17,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared.errors import DataError, ModelError
-from train_client.demo.checks import check_program, run_program
-from train_client.demo.corpus import MIN_ROWS, SOURCES, CorpusFiles, write_corpus
-from train_client.demo.problems.problem import Problem, Step, explain
-from train_client.demo.styles import PLAIN
-from train_client.demo.tiny_model import make_phi, train_tokenizer
+from shared.synthetic.checks import check_program, run_program
+from shared.synthetic.corpus import MIN_ROWS, SOURCES, CorpusFiles, write_corpus
+from shared.synthetic.problems.problem import Problem, Step, explain
+from shared.synthetic.styles import PLAIN
+from shared.synthetic.tiny_model import make_phi, train_tokenizer
 
 Row = dict[str, str]
 ROWS, HELDOUT = 2500, 8

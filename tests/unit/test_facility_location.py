@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selector_server import picks as picks_module
-from selector_server.picks import TIE_TOLERANCE, facility_location
+from selector_server.picks import medoids
+from selector_server.picks.medoids import TIE_TOLERANCE, facility_location
 from shared.errors import SelectionError
 
 
@@ -36,7 +36,7 @@ def greedy_by_brute_force(similarity, budget):
 @pytest.mark.parametrize("budget", [1, 4, 9, 12])
 @pytest.mark.parametrize("block_values", [16, 1 << 22])
 def test_greedy_equals_brute_force(monkeypatch, width, budget, block_values):
-    monkeypatch.setattr(picks_module, "_BLOCK_VALUES", block_values)
+    monkeypatch.setattr(medoids, "_BLOCK_VALUES", block_values)
     similarity = similarity_of(np.random.default_rng(width).standard_normal((12, width)))
     picks = facility_location(similarity, budget=budget)
     expected, gains = greedy_by_brute_force(similarity, budget)

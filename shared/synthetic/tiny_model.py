@@ -1,4 +1,4 @@
-"""The demo's model: a byte-level BPE tokenizer trained on its corpus, and a small Phi with random weights."""
+"""A small model: a byte-level BPE tokenizer trained on a corpus, and a small Phi with random weights."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from random import Random
 
-from train_client.demo.problems.problem import Family, Problem, Step
+from shared.synthetic.problems.problem import Family, Problem, Step
 
 
 def two_decimals(draw: Random) -> Problem:

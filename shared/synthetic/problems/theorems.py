@@ -6,7 +6,7 @@ from itertools import permutations
 from math import comb, gcd
 from random import Random
 
-from train_client.demo.problems.problem import Family, Problem, Step
+from shared.synthetic.problems.problem import Family, Problem, Step
 
 
 def handshakes(draw: Random) -> Problem:

@@ -10,7 +10,7 @@ from fractions import Fraction
 from math import comb, gcd, lcm
 from random import Random
 
-from train_client.demo.problems.problem import Family, Number, Problem, Step
+from shared.synthetic.problems.problem import Family, Number, Problem, Step
 
 
 def linear_equation(draw: Random) -> Problem:

@@ -1,38 +1,20 @@
-"""Similarities of rows → the rows of the sub-batch. Pure array functions."""
+"""Facility location: the rows that best stand in for the whole large batch. Pure array functions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from selector_server.picks.record import FloatArray, IntArray, Picks
 from shared.errors import SelectionError
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 # Gains that differ by less than this fraction of the largest are equal: in one dimension exact medians tie, and
 # rounding, which depends on the order of a sum, must not decide between them.
 TIE_TOLERANCE = 1e-9
 
 _BLOCK_VALUES = 1 << 22
-
-
-@dataclass(frozen=True, eq=False)
-class Picks:
-    """The picked rows, all arrays [r] in pick order.
-
-    Attributes:
-        index: Row numbers in the large batch, int64.
-        gain: How much each pick raised the objective when it was picked, float64.
-        weight: Loss weights in rows represented, float64; they sum to b.
-    """
-
-    index: npt.NDArray[np.int64]
-    gain: FloatArray
-    weight: FloatArray
 
 
 def facility_location(similarity: npt.NDArray[np.floating], *, budget: int) -> Picks:

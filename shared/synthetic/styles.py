@@ -10,7 +10,7 @@ from textwrap import indent
 from typing import NamedTuple, TypeAlias
 
 from shared.errors import DataError
-from train_client.demo.problems.problem import Notation, Number, Problem, decimal, explain
+from shared.synthetic.problems.problem import Notation, Number, Problem, decimal, explain
 
 LETTERS = "ABCDE"
 _REQUESTS = (

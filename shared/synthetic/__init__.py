@@ -1,0 +1,1 @@
+"""Data and models made from nothing, for the demo, the benchmarks and the tests: no network, no download."""
