@@ -26,7 +26,7 @@ def time_in_turns(arms: Mapping[str, Callable[[], object]], *, rounds: int, warm
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for round_number in range(warmup + rounds):
-        order = list(arms) if round_number % 2 else list(reversed(arms))
+        order = list(arms) if round_number % 2 else list(arms)[::-1]
         for name in order:
             clock = time.perf_counter()
             arms[name]()
