@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,3 +25,18 @@ class Picks:
     index: npt.NDArray[np.int64]
     gain: FloatArray
     weight: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """How alike rows' gradients are, and how large.
+
+    Attributes:
+        values: float64 [m, f]; rows are as far apart as their gradients, in `metric`.
+        metric: `l1` for zeroth-order estimates (paper), `l2` for sketches.
+        norm: Estimated norms of the rows' gradients, float64 [m], each >= 0.
+    """
+
+    values: FloatArray
+    metric: Literal["l1", "l2"]
+    norm: FloatArray
