@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,26 +14,40 @@ from torch import Tensor
 
 from selector_server.probes import Probes
 from selector_server.split import Split
-from shared.errors import SelectionError
 from shared.partition import by_token_budget
 from shared.records import Row
 from shared.rowloss import collate, find_answers, row_losses_at_answers
+from shared.selection_config import SelectionConfig
 
 # Logits are made for so many answer tokens at a time that they hold about this many values (64 MiB in float32).
 _LOGITS_VALUES = 1 << 24
 
 
+FloatArray = npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What scoring found, rows in the caller's order.
+    """What scoring found, rows in the caller's order. A row with anything that isn't finite is nan in all arrays.
 
     Attributes:
-        c: Projected gradients, float64 [b, n].
-        loss: Losses, the mean over all perturbed ones, float64 [b].
+        loss: Losses, float64 [b].
+        c: Projected gradients, float64 [b, n]; None where no probes were given or a sketch was made.
+        sketch: Sketches of the rows' gradients, float64 [b, s], whose inner products estimate those of the gradients;
+            None unless the gradient of the last blocks is taken.
+        prompt: Mean hidden states of the prompts on their way into the last layer, float64 [b, d]; None without soft
+            labels.
     """
 
-    c: npt.NDArray[np.float64]
-    loss: npt.NDArray[np.float64]
+    loss: FloatArray
+    c: FloatArray | None = None
+    sketch: FloatArray | None = None
+    prompt: FloatArray | None = None
+
+    @property
+    def finite(self) -> npt.NDArray[np.bool_]:
+        """Which rows could be scored, bool [b]."""
+        return np.isfinite(self.loss)
 
 
 class Scorer:
@@ -41,10 +55,17 @@ class Scorer:
 
     Attributes:
         name: The perturbed parameter's name in the model.
-        shape: Its shape, which the probes must have.
+        shape: Shape of what is perturbed of it, which the probes must have.
     """
 
-    def __init__(self, model: Any, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device | str,
+        *,
+        gradient_of: Literal["v_projection", "last_blocks"] = "v_projection",
+        num_blocks: int = 1,
+    ) -> None:
         """Take a model apart; see `Split` for which models and for the errors."""
         self._split = Split(model)
         self._device = device
@@ -54,6 +75,27 @@ class Scorer:
     def refresh(self) -> None:
         """Score with the model's weights of now; call it after they changed."""
         self._split.refresh()
+
+    def weight(self) -> npt.NDArray[np.float32]:
+        """What is perturbed, as of the last `refresh`, in the shape of a probe."""
+        return np.array(self._split.tail.weight.cpu().numpy(), dtype=np.float32)
+
+    def score(self, rows: Sequence[Row], probes: Probes | None, selection: SelectionConfig) -> Scores:
+        """Loss and projected gradients, or a sketch, of each row. The model is left as it was.
+
+        Rows are sorted by length and padded together; everything shares one trunk pass.
+
+        Args:
+            rows: At least one row.
+            probes: Of shape `self.shape`; None where losses are all that is wanted.
+            selection: How to score: `estimator`, `epsilon`, `score_tokens`, `soft_labels`.
+
+        Returns:
+            The same bits for the same rows, weights and number of threads; another `score_tokens` changes rounding.
+        """
+        if probes is None or selection.estimator != "central" or selection.soft_labels:
+            raise NotImplementedError
+        return self.projected_gradients(rows, probes, epsilon=selection.epsilon, score_tokens=selection.score_tokens)
 
     def projected_gradients(self, rows: Sequence[Row], probes: Probes, *, epsilon: float, score_tokens: int) -> Scores:
         """The central difference of each row's loss along each probe.
@@ -70,9 +112,6 @@ class Scorer:
         Returns:
             The same bits for the same rows, weights and number of threads; another `score_tokens` changes rounding.
 
-        Raises:
-            SelectionError: a row whose perturbed losses aren't finite.
-
         Cost: per row one trunk pass and 2n passes of the tail, the head at answer tokens alone.
         Source: paper §4.2, Eq. (7) and (8), Algorithm 1.
         """
@@ -85,8 +124,9 @@ class Scorer:
                 plus, minus = self._perturbed_losses(micro_batch, offset, probes.count)
                 c[positions] = (plus - minus) / (2 * epsilon)
                 loss[positions] = (plus + minus).mean(axis=1) / 2
-        _require_finite(loss)
-        return Scores(c, loss)
+        bad = ~(np.isfinite(loss) & np.isfinite(c).all(axis=1))
+        loss[bad], c[bad] = np.nan, np.nan
+        return Scores(loss, c)
 
     def _perturbed_losses(
         self, rows: Sequence[Row], offset: Callable[[int], Tensor], count: int
@@ -102,13 +142,3 @@ class Scorer:
                     hidden, tail.logits, answers, chunk_tokens=self._chunk_tokens
                 )
         return np.asarray(losses.cpu().numpy(), dtype=np.float64)
-
-
-def _require_finite(loss: npt.NDArray[np.float64]) -> None:
-    bad = np.flatnonzero(~np.isfinite(loss))
-    if bad.size:
-        shown = ", ".join(f"{row} ({loss[row]})" for row in bad[:8]) + (", …" if bad.size > 8 else "")
-        raise SelectionError(
-            f"{bad.size} of {len(loss)} rows have a loss that isn't finite, at positions {shown}: the weights have "
-            "diverged or overflow their dtype; go back to a checkpoint, lower the learning rate, or use bfloat16"
-        )
