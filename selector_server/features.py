@@ -1,57 +1,134 @@
-"""Projected gradients → features of rows, whose L1 distances say how alike the rows' gradients are.
-
-The estimated gradient of row i is ĝ_i = (1/n) Σ_j c_ij z_j. It has as many coordinates as the perturbed weight and is
-never formed: only the k coordinates that carry most of it are kept, and they are found block by block.
-"""
+"""What scoring found → features of rows, whose distances say how alike the rows' gradients are."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from selector_server.adam import AdamState
+from selector_server.picks.record import Features
 from selector_server.probes import Probes
+from selector_server.sparsify import sparsified
+from shared.errors import SelectionError
+from shared.selection_config import SelectionConfig
 
 FloatArray = npt.NDArray[np.float64]
+Metric = Literal["l1", "l2"]
 
-_BLOCK_VALUES = 1 << 22
+# Designs that only ask which rows are near each other; the others follow the paper's distances.
+_SPREADING_PICKS = ("local_pivotal", "cube")
+
+
+def features_of(
+    selection: SelectionConfig,
+    *,
+    c: FloatArray | None = None,
+    probes: Probes | None = None,
+    sketch: FloatArray | None = None,
+    prompt: FloatArray | None = None,
+    weight: npt.NDArray[np.float32] | None = None,
+    adam: AdamState | None = None,
+) -> Features:
+    """Features of the rows, in the metric that their pick compares them in.
+
+    Rows with projected gradients are compared by the L1 distances of their sparsified estimates, as in the paper. The
+    designs that spread a sample take c / √n in L2 instead: its distances are those of the gradients themselves, up to
+    the error of n random directions (Johnson and Lindenstrauss), and it is far narrower than k coordinates. They too
+    take the estimates where coordinates were asked for, by `criterion` or `adam_features`. A sketch is such a
+    projection already.
+
+    Args:
+        selection: pick and the keys of its part "compare" are used.
+        c: Projected gradients, [b, n].
+        probes: The n probes they were projected on.
+        sketch: In place of both, the gradients' sketch, [b, s]: its L2 norms and distances estimate the gradients'.
+        prompt: The prompts' mean hidden states, [b, d], to tell rows apart by as well: see `with_soft_labels`.
+        weight: The perturbed weight, for the criteria `weight` and `weight_grad`.
+        adam: The run's moments before this step, for `adam_features`.
+
+    Returns:
+        The same bits for the same input and number of threads. Norms are the root of mean_j c_ij², unbiased for ‖g_i‖²
+        before the root, or the sketch's.
+
+    Raises:
+        SelectionError: something the selection needs is missing, or doesn't fit the rest.
+    """
+    values, metric, norm = _gradients(selection, c, probes, sketch, weight, adam)
+    if prompt is not None:
+        values = with_soft_labels(values, prompt, metric, scale=selection.soft_label_scale)
+    return Features(values, metric, norm)
+
+
+def _gradients(
+    selection: SelectionConfig,
+    c: FloatArray | None,
+    probes: Probes | None,
+    sketch: FloatArray | None,
+    weight: npt.NDArray[np.float32] | None,
+    adam: AdamState | None,
+) -> tuple[FloatArray, Metric, FloatArray]:
+    """Features of the gradients alone, their metric, and the gradients' norms."""
+    if sketch is not None:
+        return sketch, "l2", np.sqrt(np.square(sketch).sum(axis=1))
+    if c is None or probes is None:
+        raise SelectionError("rows have neither a sketch nor projected gradients with their probes: score them first")
+    if selection.adam_features and adam is None:
+        raise SelectionError("adam_features needs the run's moments: give AdamState.initial at the first step")
+    projection = c / np.sqrt(probes.count)
+    norm = np.sqrt(np.square(projection).sum(axis=1))
+    if selection.pick in _SPREADING_PICKS and selection.criterion == "grad" and not selection.adam_features:
+        return projection, "l2", norm
+    moments = adam if selection.adam_features else None
+    return sparsified(c, probes, selection, weight=weight, adam=moments), "l1", norm
+
+
+def with_soft_labels(values: FloatArray, prompt: FloatArray, metric: Metric, *, scale: float) -> FloatArray:
+    """Features with the prompts' hidden states beside them, so that rows of unlike prompts are unlike.
+
+    L1 distances of the two parts add, and so do squared L2 distances. The prompts are scaled so that their mean
+    distance, in the sense of `mean_distance`, is `scale` times that of `values`, over all pairs. Where either part
+    tells no rows apart the prompts add nothing.
+
+    Args:
+        values: Features of the gradients, [b, f].
+        prompt: [b, d].
+        metric: Of the features.
+        scale: What the prompts' part of a distance is to the gradients', > 0.
+
+    Returns:
+        [b, f + d].
+
+    Cost: O(b · log b · (f + d)) time.
+    Source: paper §4.3, "Datasets with multiple sources", which leaves the scale open.
+    """
+    # Distances don't change with the origin; with a row as the origin, equal rows are zeros, not rounding.
+    prompt = prompt - prompt[0]
+    spread = mean_distance(prompt, metric)
+    factor = scale * mean_distance(values, metric) / spread if spread > 0.0 else 0.0
+    return np.concatenate([values, factor * prompt], axis=1)
+
+
+def mean_distance(values: FloatArray, metric: Metric) -> float:
+    """The mean L1 distance of all pairs of rows, or the root mean square of their L2 distances; 0 for a single row.
+
+    Sorted, a column's gap from one row to the next is part of as many distances as there are pairs around it.
+    """
+    b = len(values)
+    if b == 1:
+        return 0.0
+    if metric == "l2":
+        return float(np.sqrt(2.0 * np.var(values - values[0], axis=0, ddof=1).sum()))
+    below = np.arange(1, b)
+    gaps = np.diff(np.sort(values, axis=0), axis=0).sum(axis=1)
+    return float((gaps * below * (b - below)).sum() / (b * (b - 1) / 2))
 
 
 def l1_features(c: FloatArray, probes: Probes, *, k: int) -> FloatArray:
-    """Features whose L1 distances are those of the sparsified gradient estimates.
-
-    With one probe the estimates are c_i · z, and their L1 distances |c_i - c_j| · Σ|z_kept|: one column says it all.
-
-    Args:
-        c: Projected gradients, [b, n].
-        probes: The n probes they were projected on.
-        k: Coordinates to keep (sparsity criterion `grad`), >= 1; more than there are means all.
-
-    Returns:
-        [b, 1] for one probe, else [b, min(k, coordinates)].
-
-    Cost: O(b · n · coordinates) time for n > 1; memory for a block of coordinates and n · k values.
-    Source: paper §4.2, Eq. (7) and (8), "Further reduce the dimensionality".
-    """
-    if probes.count == 1:
-        return c * float(np.abs(kept_coordinates(np.ones((1, 1)), probes, k=k)).sum())
-    return c @ kept_coordinates(c, probes, k=k) / probes.count
-
-
-def kept_coordinates(c: FloatArray, probes: Probes, *, k: int) -> FloatArray:
-    """The probes at the k coordinates where the mean over rows of |ĝ_i| is largest.
-
-    Returns:
-        float64 [n, min(k, coordinates)], coordinates in ascending order.
-    """
-    kept, magnitude = np.empty((probes.count, 0)), np.empty(0)
-    for z in probes.blocks(max(1, _BLOCK_VALUES // max(c.shape))):
-        kept = np.concatenate([kept, z], axis=1)
-        magnitude = np.concatenate([magnitude, np.abs(c @ z).mean(axis=0)])
-        if magnitude.size > k:
-            largest = np.sort(np.argpartition(magnitude, -k)[-k:])
-            kept, magnitude = kept[:, largest], magnitude[largest]
-    return kept
+    """Features whose L1 distances are those of the sparsified gradient estimates, as in `sparsified`."""
+    return sparsified(c, probes, SelectionConfig(sparsify_k=k))
 
 
 def l1_distances(features: FloatArray) -> FloatArray:
