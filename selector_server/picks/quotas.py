@@ -19,7 +19,8 @@ def proportional(rows: IntArray, *, budget: int) -> IntArray:
     Returns:
         Rows to pick of each source, int64 [s], never more than it has; they sum to `budget`.
     """
-    quota, remainder = rows * budget // rows.sum(), rows * budget % rows.sum()
+    quota: IntArray = rows * budget // rows.sum()
+    remainder: IntArray = rows * budget % rows.sum()
     quota[np.argsort(-remainder, kind="stable")[: budget - quota.sum()]] += 1
     return quota
 
@@ -55,5 +56,5 @@ def small_sources(drawn: IntArray, source_rows: Sequence[int], *, size: int) -> 
     """
     total = np.asarray(source_rows)
     ascending = np.argsort(total, kind="stable")
-    small = ascending[total[ascending] < total.mean()]
+    small: IntArray = ascending[total[ascending] < total.mean()]
     return small[np.cumsum(drawn[small]) <= size // 2]
