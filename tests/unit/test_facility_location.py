@@ -1,17 +1,28 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selector_server.picks import medoids
-from selector_server.picks.medoids import TIE_TOLERANCE, facility_location
+import selector_server.picks.medoids as medoids_module
+from selector_server.picks import medoids_greedy
+from selector_server.picks.distances import distances_between, pairwise_distances, points
+from selector_server.picks.medoids import TIE_TOLERANCE, facility_location, medoids, represented
 from shared.errors import SelectionError
 
+fixed = settings(deadline=None, derandomize=True)
 
-def similarity_of(points):
-    """max(D) - D of L1 distances, written out."""
-    points = np.asarray(points, dtype=np.float64).reshape(len(points), -1)
-    distances = np.abs(points[:, None] - points[None]).sum(axis=2)
+
+def distances_of(rows, metric="l1"):
+    """Distances, written out."""
+    rows = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
+    differences = np.abs(rows[:, None] - rows[None])
+    return differences.sum(axis=2) if metric == "l1" else np.sqrt((differences**2).sum(axis=2))
+
+
+def similarity_of(rows, metric="l1"):
+    """max(D) - D."""
+    distances = distances_of(rows, metric)
     return distances.max() - distances
 
 
@@ -36,7 +47,7 @@ def greedy_by_brute_force(similarity, budget):
 @pytest.mark.parametrize("budget", [1, 4, 9, 12])
 @pytest.mark.parametrize("block_values", [16, 1 << 22])
 def test_greedy_equals_brute_force(monkeypatch, width, budget, block_values):
-    monkeypatch.setattr(medoids, "_BLOCK_VALUES", block_values)
+    monkeypatch.setattr(medoids_greedy, "_BLOCK_VALUES", block_values)
     similarity = similarity_of(np.random.default_rng(width).standard_normal((12, width)))
     picks = facility_location(similarity, budget=budget)
     expected, gains = greedy_by_brute_force(similarity, budget)
@@ -120,3 +131,159 @@ def test_a_budget_outside_the_batch_is_refused(budget):
 def test_a_similarity_that_makes_no_sense_is_refused(similarity, message):
     with pytest.raises(SelectionError, match=message):
         facility_location(np.array(similarity), budget=1)
+
+
+METRICS = pytest.mark.parametrize("metric", ["l1", "l2"])
+# The memory that distances may take: all of them are held, or none.
+HOLDING = pytest.mark.parametrize("matrix_bytes", [1 << 31, 0])
+
+
+def vectorised_greedy(distances, budget):
+    """The definition with distances, which late gains don't drown in."""
+    cover, picked = np.full(len(distances), distances.max()), []
+    for _ in range(budget):
+        gain = np.maximum(cover - distances, 0.0).sum(axis=1)
+        gain[picked] = -1.0
+        picked.append(int(np.argmax(gain >= gain.max() * (1 - TIE_TOLERANCE))))
+        cover = np.minimum(cover, distances[picked[-1]])
+    return picked
+
+
+# One column goes another way than several; with small integers distances and gains tie.
+@fixed
+@given(data=st.data(), width=st.integers(1, 3), rows=st.integers(1, 9), metric=st.sampled_from(["l1", "l2"]))
+def test_rows_are_picked_by_their_features_as_by_brute_force(data, width, rows, metric):
+    row = st.lists(st.integers(0, 4), min_size=width, max_size=width)
+    features = np.array(data.draw(st.lists(row, min_size=rows, max_size=rows)), dtype=np.float64)
+    budget = data.draw(st.integers(1, rows))
+    picks = medoids(features, budget=budget, metric=metric)
+    similarity = similarity_of(features, metric)
+    expected, gains = greedy_by_brute_force(similarity, budget)
+    assert picks.index.tolist() == expected
+    np.testing.assert_allclose(picks.gain, gains, atol=1e-9 * similarity.sum())
+    assert picks.weight.tolist() == [rows / budget] * budget
+
+
+@METRICS
+@HOLDING
+@pytest.mark.parametrize("width", [2, 40])
+@pytest.mark.parametrize("budget", [1, 2, 60, 200])
+def test_held_or_not_distances_make_the_same_picks(monkeypatch, metric, matrix_bytes, width, budget):
+    monkeypatch.setattr(medoids_module, "_MATRIX_BYTES", matrix_bytes)
+    monkeypatch.setattr(medoids_module, "_BLOCK_VALUES", 1 << 12)
+    features = np.random.default_rng(width).standard_normal((200, width))
+    picks = medoids(features, budget=budget, metric=metric)
+    assert picks.index.tolist() == vectorised_greedy(distances_of(features, metric), budget)
+
+
+@HOLDING
+def test_a_column_that_says_nothing_changes_no_pick(monkeypatch, matrix_bytes):
+    monkeypatch.setattr(medoids_module, "_MATRIX_BYTES", matrix_bytes)
+    for seed in range(5):
+        line = np.round(np.random.default_rng(seed).standard_normal((300, 1)), 2)  # with equal rows and ties
+        plane = np.hstack([line, np.ones_like(line)])
+        on_the_line, in_the_plane = (medoids(rows, budget=300, metric="l1") for rows in (line, plane))
+        assert on_the_line.index.tolist() == in_the_plane.index.tolist()
+        np.testing.assert_allclose(on_the_line.gain, in_the_plane.gain, rtol=1e-9, atol=1e-12)
+
+
+@HOLDING
+def test_clusters_narrower_than_the_rounding_of_a_similarity_are_still_told_apart(monkeypatch, matrix_bytes):
+    monkeypatch.setattr(medoids_module, "_MATRIX_BYTES", matrix_bytes)
+    random = np.random.default_rng(4)
+    features = random.standard_normal((60, 2)) * 1e-9 + np.where(np.arange(60) % 2, 0.0, 1e6)[:, None] * [1, 0]
+    features[::2, 1] *= 1e3
+    picks = medoids(features, budget=60, metric="l1")
+    assert picks.index.tolist() == vectorised_greedy(distances_of(features), 60)
+
+
+def test_wide_features_lose_less_than_a_millionth_of_the_objective():
+    random = np.random.default_rng(5)
+    features = random.standard_normal((150, 8)) @ random.standard_normal((8, 700)) * 1e-12 + 1e-9
+    similarity = similarity_of(features)
+    picks = medoids(features, budget=75, metric="l1")
+    best = objective(similarity, vectorised_greedy(distances_of(features), 75))
+    assert objective(similarity, picks.index.tolist()) >= best * (1 - 1e-6)
+    assert picks.gain.sum() == pytest.approx(objective(similarity, picks.index.tolist()), rel=1e-6)
+
+
+def test_rows_past_the_memory_bound_are_compared_in_small_blocks(monkeypatch):
+    asked = []
+
+    def watch(some, others):
+        asked.append(len(some.values) * len(others.values))
+        return distances_between(some, others)
+
+    monkeypatch.setattr(medoids_module, "_MATRIX_BYTES", 0)
+    monkeypatch.setattr(medoids_module, "_BLOCK_VALUES", 5_000)
+    monkeypatch.setattr(medoids_greedy, "_BLOCK_VALUES", 5_000)
+    monkeypatch.setattr(medoids_module, "distances_between", watch)
+    monkeypatch.setattr(medoids_module, "all_distances", None)
+    medoids(np.random.default_rng(0).standard_normal((400, 3)), budget=200, metric="l1")
+    assert max(asked) <= 5_000
+
+
+@METRICS
+@pytest.mark.parametrize("width", [1, 2, 50, 600])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_distances_are_those_written_out(metric, width, offset):
+    features = np.random.default_rng(width).standard_normal((300, width)) + offset
+    features[7] = features[3]
+    features[8] = features[3] + 1e-2  # near rows, where a difference of inner products would cancel
+    found, expected = pairwise_distances(features, metric), distances_of(features, metric)
+    tolerance = 1e-12 if width <= 256 else 1e-6
+    np.testing.assert_allclose(found, expected, rtol=tolerance)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, found.T)
+    assert found[3, 7] == 0
+    assert (found.diagonal() == 0).all()
+    rows = points(features, metric)
+    some = distances_between(rows.at(torch.tensor([5, 8, 3])), rows)
+    np.testing.assert_allclose(some, expected[[5, 8, 3]], rtol=tolerance)
+
+
+@METRICS
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_wide_features_of_any_size_fit_float32(metric, scale):
+    features = np.random.default_rng(1).standard_normal((20, 300))
+    found = pairwise_distances(features * scale, metric).numpy() / scale
+    np.testing.assert_allclose(found, distances_of(features, metric), rtol=1e-6)
+
+
+def test_distances_of_one_row_and_of_equal_wide_rows():
+    assert pairwise_distances(np.ones((1, 3)), "l1").tolist() == [[0.0]]
+    assert pairwise_distances(np.ones((2, 300)), "l2").tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+@fixed
+@given(data=st.data(), width=st.integers(1, 3), rows=st.integers(1, 12), metric=st.sampled_from(["l1", "l2"]))
+def test_every_row_is_represented_by_its_nearest_pick_the_earliest_of_equals(data, width, rows, metric):
+    row = st.lists(st.integers(0, 3), min_size=width, max_size=width)
+    features = np.array(data.draw(st.lists(row, min_size=rows, max_size=rows)), dtype=np.float64)
+    index = np.array(data.draw(st.permutations(range(rows)))[: data.draw(st.integers(1, rows))])
+    owner, counts = represented(features, index, metric)
+    distances = distances_of(features, metric)
+    expected = [min(range(len(index)), key=lambda k: (round(distances[i, index[k]], 9), k)) for i in range(rows)]
+    assert owner.tolist() == expected
+    assert counts.tolist() == [expected.count(k) for k in range(len(index))]
+    assert counts.sum() == rows
+
+
+def test_represented_rows_in_blocks_are_those_at_once(monkeypatch):
+    features = np.random.default_rng(2).standard_normal((97, 4))
+    index = np.arange(0, 97, 5)
+    expected = distances_of(features)[:, index].argmin(axis=1)
+    monkeypatch.setattr(medoids_module, "_BLOCK_VALUES", 64)
+    assert represented(features, index, "l1")[0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("budget", [0, 4])
+def test_a_budget_outside_the_rows_is_refused(budget):
+    with pytest.raises(SelectionError, match=f"can't pick {budget} of 3 rows: give a budget from 1 to 3"):
+        medoids(np.zeros((3, 2)), budget=budget, metric="l1")
+
+
+@pytest.mark.parametrize("features", [np.zeros(3), np.zeros((3, 0)), np.full((3, 1), np.nan), np.full((3, 2), np.inf)])
+def test_features_that_cannot_be_compared_are_refused(features):
+    with pytest.raises(SelectionError, match=r"must be \[m, f\] with f >= 1, and finite"):
+        medoids(features, budget=1, metric="l1")
