@@ -18,8 +18,8 @@ from shared.selection_config import SelectionConfig
 FloatArray = npt.NDArray[np.float64]
 Metric = Literal["l1", "l2"]
 
-# Designs that only ask which rows are near each other; the others follow the paper's distances.
-_SPREADING_PICKS = ("local_pivotal", "cube")
+# What asks which gradients are near each other or what they add up to; the others follow the paper's distances.
+_PICKS_BY_PROJECTION = ("local_pivotal", "cube", "matching_pursuit")
 
 
 def features_of(
@@ -35,10 +35,10 @@ def features_of(
     """Features of the rows, in the metric that their pick compares them in.
 
     Rows with projected gradients are compared by the L1 distances of their sparsified estimates, as in the paper. The
-    designs that spread a sample take c / √n in L2 instead: its distances are those of the gradients themselves, up to
-    the error of n random directions (Johnson and Lindenstrauss), and it is far narrower than k coordinates. They too
-    take the estimates where coordinates were asked for, by `criterion` or `adam_features`. A sketch is such a
-    projection already.
+    designs that spread a sample, and matching pursuit, take c / √n in L2 instead: its inner products and distances are
+    those of the gradients themselves, up to the error of n random directions (Johnson and Lindenstrauss), and it is far
+    narrower than k coordinates. They too take the estimates where coordinates were asked for, by `criterion` or
+    `adam_features`. A sketch is such a projection already.
 
     Args:
         selection: pick and the keys of its part "compare" are used.
@@ -79,7 +79,7 @@ def _gradients(
         raise SelectionError("adam_features needs the run's moments: give AdamState.initial at the first step")
     projection = c / np.sqrt(probes.count)
     norm = np.sqrt(np.square(projection).sum(axis=1))
-    if selection.pick in _SPREADING_PICKS and selection.criterion == "grad" and not selection.adam_features:
+    if selection.pick in _PICKS_BY_PROJECTION and selection.criterion == "grad" and not selection.adam_features:
         return projection, "l2", norm
     moments = adam if selection.adam_features else None
     return sparsified(c, probes, selection, weight=weight, adam=moments), "l1", norm
@@ -104,8 +104,6 @@ def with_soft_labels(values: FloatArray, prompt: FloatArray, metric: Metric, *, 
     Cost: O(b · log b · (f + d)) time.
     Source: paper §4.3, "Datasets with multiple sources", which leaves the scale open.
     """
-    # Distances don't change with the origin; with a row as the origin, equal rows are zeros, not rounding.
-    prompt = prompt - prompt[0]
     spread = mean_distance(prompt, metric)
     factor = scale * mean_distance(values, metric) / spread if spread > 0.0 else 0.0
     return np.concatenate([values, factor * prompt], axis=1)
@@ -120,6 +118,7 @@ def mean_distance(values: FloatArray, metric: Metric) -> float:
     if b == 1:
         return 0.0
     if metric == "l2":
+        # With a row as the origin, equal rows are zeros, not rounding.
         return float(np.sqrt(2.0 * np.var(values - values[0], axis=0, ddof=1).sum()))
     below = np.arange(1, b)
     gaps = np.diff(np.sort(values, axis=0), axis=0).sum(axis=1)

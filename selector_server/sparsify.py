@@ -23,7 +23,8 @@ AtCoordinates = Callable[[npt.NDArray[np.floating]], FloatArray]
 # One column stands for k where no distance is further off than this, relative to the largest.
 ONE_COLUMN_TOLERANCE = 1e-7
 
-_BLOCK_VALUES = 1 << 22
+# Estimates are made for so many values at a time that a processor's cache holds them (2 MiB).
+_BLOCK_VALUES = 1 << 18
 
 
 def sparsified(
@@ -64,7 +65,8 @@ def sparsified(
         return c / probes.count @ z if adam is None else adam.normalised(c, z, selection)
 
     def mean_magnitude(z: npt.NDArray[np.floating]) -> FloatArray:
-        return np.asarray(np.abs(estimate(z)).mean(axis=0), dtype=np.float64)
+        values = estimate(z)
+        return np.asarray(np.abs(values, out=values).mean(axis=0), dtype=np.float64)
 
     flat = None if weight is None or selection.criterion == "grad" else weight.ravel()
     rank_one = probes.count == 1
