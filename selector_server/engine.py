@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from selector_server.features import l1_distances, l1_features
-from selector_server.picks import Picks, facility_location
+from selector_server.features import features_of
+from selector_server.history import History
+from selector_server.picks.choose import pick_rows
+from selector_server.picks.quotas import small_sources
+from selector_server.picks.record import Picks
 from selector_server.probes import Probes
-from selector_server.scorer import Scorer
+from selector_server.scorer import Scorer, Scores
 from shared.dataset import Store
-from shared.errors import ModelError
+from shared.errors import ModelError, SelectionError
 from shared.model import trainable_tensors
+from shared.random import Purpose, stream
 from shared.records import PhaseTimes, Selection
 from shared.sampler import draw_large_batch
 from shared.selection_config import SelectionConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """One step's selection, and what came with it.
+
+    Attributes:
+        selection: The sub-batch.
+        times: How long each phase took.
+        history: What the next step's selection needs of the past; empty where it needs nothing.
+    """
+
+    selection: Selection
+    times: PhaseTimes
+    history: bytes
 
 
 class SelectionEngine:
@@ -36,15 +60,18 @@ class SelectionEngine:
             seed: The run's seed.
 
         Raises:
-            ModelError: a model that can't be split or has no V projection of its own, or too small a vocabulary.
+            ModelError: a model that can't be split or has no V projection to perturb, or too small a vocabulary.
         """
         self._store, self._selection, self._run, self._seed = store, selection, run, seed
         self._model = model
+        self._device = next(model.parameters()).device
         self._scorer: Scorer | None = None
         self.weights_version = -1
         if selection.scores:
             require_vocabulary(model, store)
-            self._scorer = Scorer(model, next(model.parameters()).device)
+            self._scorer = Scorer(
+                model, self._device, gradient_of=selection.gradient_of, num_blocks=selection.num_blocks
+            )
 
     def load(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put one version of the weights into the model; names and shapes have been checked against the run's."""
@@ -54,51 +81,109 @@ class SelectionEngine:
                 mine[name].copy_(tensor)
         self.weights_version = version
 
-    def select(self, step: int, weights_version: int) -> tuple[Selection, PhaseTimes]:
+    def select(self, step: int, weights_version: int, history: bytes = b"") -> Selected:
         """The selection of a step, with the weights the model holds now.
+
+        Args:
+            step: The step.
+            weights_version: Of the weights the model holds.
+            history: What the selection of the step before left, where the run keeps a history; else empty.
 
         Raises:
             ConfigError: the store has fewer rows than the large batch.
-            SelectionError: a row's loss isn't finite.
+            SelectionError: too few rows with a finite loss, or a history that isn't this run's.
         """
-        selection, started = self._selection, time.time_ns()
-        clock = time.perf_counter()
-        batch = draw_large_batch(self._store.source_rows, selection, seed=self._seed, step=step)
+        started, clock = time.time_ns(), time.perf_counter()
+        batch = draw_large_batch(self._store.source_rows, self._selection, seed=self._seed, step=step)
         drawn = time.perf_counter()
-        scored = drawn
-        size = selection.sub_batch_size
-        if self._scorer is None:
-            # The baseline: the first rows in draw order.
-            weight = np.full(size, selection.large_batch_size / size)
-            picks = Picks(index=np.arange(size), gain=np.zeros(size), weight=weight)
-        else:
-            self._scorer.refresh()
-            probes = Probes(self._scorer.shape, seed=self._seed, step=step, count=selection.num_probes)
-            scores = self._scorer.projected_gradients(
-                self._store.rows(batch), probes, epsilon=selection.epsilon, score_tokens=selection.score_tokens
-            )
-            scored = time.perf_counter()
-            distances = l1_distances(l1_features(scores.c, probes, k=selection.sparsify_k))
-            picks = facility_location(distances.max() - distances, budget=size)
-        index = batch[picks.index]
-        result = Selection(
+        picks, usable, history, score_seconds = self._pick(batch, step, history)
+        index = batch[usable][picks.index]
+        # Rows that were left out are stood in for by the others.
+        weight = picks.weight * (len(batch) / len(usable))
+        skipped = np.setdiff1d(batch, batch[usable])
+        if skipped.size:
+            logger.warning(
+                "run %s, step %d: %d of %d rows have a loss that isn't finite and are left out: rows %s of the store",
+                self._run, step, len(skipped), len(batch), ", ".join(map(str, skipped[:8])),
+            )  # fmt: skip
+        selection = Selection(
             run=self._run,
             step=step,
             weights_version=weights_version,
-            large_batch_size=selection.large_batch_size,
+            large_batch_size=len(batch),
             index=index,
             source=self._store.sources_of(index),
-            weight=picks.weight.astype(np.float32),
+            weight=weight.astype(np.float32),
             gain=picks.gain.astype(np.float32),
             num_tokens=self._store.lengths(index),
+            skipped=skipped,
         )
         times = PhaseTimes(
             started_unix_ns=started,
             draw_seconds=drawn - clock,
-            score_seconds=scored - drawn,
-            pick_seconds=time.perf_counter() - scored,
+            score_seconds=score_seconds,
+            pick_seconds=time.perf_counter() - drawn - score_seconds,
         )
-        return result, times
+        return Selected(selection, times, history)
+
+    def score(self, rows: npt.NDArray[np.int64], probes: Probes | None) -> Scores:
+        """Score rows of the store, int64 [b], with the weights the model holds now; without probes, their losses."""
+        assert self._scorer is not None
+        self._scorer.refresh()
+        return self._scorer.score(self._store.rows(rows), probes, self._selection)
+
+    def _probes(self, step: int) -> Probes | None:
+        """The probes of a step; None where losses are all that is asked for."""
+        assert self._scorer is not None
+        selection = self._selection
+        if selection.pick == "loss":
+            return None
+        # A history is held in terms of the probes, so a run that keeps one has the same probes at all steps.
+        address = 0 if selection.keeps_history else step
+        return Probes(self._scorer.shape, seed=self._seed, step=address, count=selection.num_probes)
+
+    def _pick(
+        self, batch: npt.NDArray[np.int64], step: int, past: bytes
+    ) -> tuple[Picks, npt.NDArray[np.int64], bytes, float]:
+        """Picks among the rows that can be used, which rows these are, the history after it, and seconds of scoring."""
+        clock, selection, store = time.perf_counter(), self._selection, self._store
+        choose = {
+            "source_rows": store.source_rows,
+            "generator": stream(self._seed, Purpose.PICK, step=step),
+            "device": self._device,
+        }
+        if self._scorer is None:
+            picks = pick_rows(selection, None, source=store.sources_of(batch), loss=None, **choose)
+            return picks, np.arange(len(batch)), b"", 0.0
+        probes = self._probes(step)
+        scores = self.score(batch, probes)
+        score_seconds = time.perf_counter() - clock
+        usable = np.flatnonzero(scores.finite)
+        if len(usable) < selection.sub_batch_size:
+            raise SelectionError(
+                f"run {self._run!r}, step {step}: {len(usable)} of {len(batch)} rows have a finite loss, the sub-batch "
+                f"needs {selection.sub_batch_size}: the weights have diverged or overflow their dtype; go back to a "
+                "checkpoint, lower the learning rate, or use bfloat16"
+            )
+        source, loss = store.sources_of(batch[usable]), scores.loss[usable]
+        if probes is None:
+            return pick_rows(selection, None, source=source, loss=loss, **choose), usable, b"", score_seconds
+        history = History.read(past, selection)
+        c = None if scores.c is None else scores.c[usable]
+        features = features_of(
+            selection,
+            c=c,
+            probes=probes,
+            sketch=None if scores.sketch is None else scores.sketch[usable],
+            prompt=None if scores.prompt is None else scores.prompt[usable],
+            weight=self._scorer.weight() if selection.criterion != "grad" else None,
+            adam=history.adam,
+        )
+        picks = pick_rows(selection, features, source=source, loss=loss, target=history.target(features), **choose)
+        drawn = np.bincount(source, minlength=len(store.source_rows))
+        small = small_sources(drawn, store.source_rows, size=len(picks.index)) if selection.keep_small_sources else ()
+        after = history.after(features, picks, c=c, counts=~np.isin(source, small))
+        return picks, usable, after, score_seconds
 
 
 def require_vocabulary(model: Any, store: Store) -> None:

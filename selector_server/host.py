@@ -311,14 +311,18 @@ class Host:
             tensors = {} if payload is None else decode_weights(payload, run.info.trainable)
             engine.load(version, tensors)
         loaded = time.perf_counter()
-        selection, times = engine.select(step, version)
+        selected = engine.select(step, version, run.history(step))
         times = dataclasses.replace(
-            times,
-            started_unix_ns=times.started_unix_ns - int((loaded - clock) * 1e9),
+            selected.times,
+            started_unix_ns=selected.times.started_unix_ns - int((loaded - clock) * 1e9),
             load_seconds=loaded - clock,
         )
         message = pb.SelectionMessage(
-            step=step, weights_version=version, arrow=encode_selection(selection), times=times_to_pb(times)
+            step=step,
+            weights_version=version,
+            arrow=encode_selection(selected.selection),
+            times=times_to_pb(times),
+            history=selected.history,
         )
         return engine, message
 

@@ -109,6 +109,12 @@ class Run:
             lost = [v for v in info.timing.versions_needed(cursor) if v < cursor and not _is_base(info, v)]
         else:
             lost = [v for v in self._missing(cursor, kept=kept) if v < cursor]
+        if info.selection.keeps_history and cursor > 0 and not self._keeps_selection(cursor - 1, kept=kept):
+            raise CursorError(
+                f"run {info.name!r} can't continue at step {cursor}: its selections depend on those before, and the "
+                f"server doesn't have that of step {cursor - 1}: restore the server's journal folder "
+                f"{self.journal.folder}, or start over at step 0 under another run.name"
+            )
         if lost:
             branch = f" (a later job went back to step {kept} and trained another branch)" if kept < cursor else ""
             raise CursorError(
@@ -194,6 +200,16 @@ class Run:
         if record.WhichOneof("kind") != "selection" or record.selection.step != step:
             raise JournalError(f"journal {self.journal.folder} doesn't hold the selection of step {step} where it was")
         return record.selection
+
+    def history(self, step: int) -> bytes:
+        """What the selection of `step` needs of the steps before it; empty where it needs nothing.
+
+        Raises:
+            JournalError: the journal no longer holds what it held.
+        """
+        if step == 0 or not self.info.selection.keeps_history:
+            return b""
+        return self.selection(step - 1).history
 
     def add_selection(self, message: selector_pb2.SelectionMessage) -> None:
         """Make the selection of the next step durable; it never changes afterwards."""
@@ -322,6 +338,10 @@ class Run:
     def _has_payload(self, version: int) -> bool:
         stored = self._weights.get(version)
         return _is_base(self.info, version) or (stored is not None and self.journal.has_weights(version, stored.sha256))
+
+    def _keeps_selection(self, step: int, *, kept: int) -> bool:
+        """Whether the selection of a step is here and used no weights newer than `kept`."""
+        return step in self._selections and self.info.timing.weights_version(step) <= kept
 
     def _is_lost(self, version: int) -> bool:
         """Whether weights that were accepted, and that a step may still use, are gone from the disk."""

@@ -93,6 +93,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
             while run.has_selection(step):
                 message = await asyncio.to_thread(run.selection, step)
                 message.times.journal_seconds = hosted.journal_seconds.get(step, 0.0)
+                message.history = b""  # the trainers have no use for it
                 run.require_incarnation(request.incarnation)
                 yield message
                 step += 1

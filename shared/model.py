@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from shared.config import ModelConfig
-from shared.errors import ModelError
+from shared.config import LoraSettings, ModelConfig
+from shared.errors import ConfigError, ModelError
 from shared.records import TensorSpec
 
 _HASH_CHUNK_ELEMENTS = 1 << 22
@@ -68,6 +68,27 @@ def add_adapter(model: Any, adapter_json: str) -> Any:
         return get_peft_model(model, LoraConfig(**settings))
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"the trainer's adapter config can't be built on this model: {error}") from error
+
+
+def new_adapter(model: Any, lora: LoraSettings) -> Any:
+    """Wrap `model` with a new LoRA adapter, its weights from torch's global generator.
+
+    Raises:
+        ConfigError: target_modules that the model doesn't have.
+    """
+    adapter = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, adapter)
+    except ValueError as error:
+        raise ConfigError(
+            f"train.lora.target_modules {list(lora.target_modules)} don't fit the model: {error}"
+        ) from None
 
 
 def adapter_to_json(model: Any) -> str:

@@ -34,6 +34,8 @@ class Selection:
         weight: Loss weights w_i; the step's loss is Σ w_i L_i / large_batch_size, float32.
         gain: Marginal gain of each pick, float32.
         num_tokens: Row lengths, int32.
+        skipped: Rows of the large batch whose loss isn't finite, which are never picked; numbers in the store, int64,
+            as many as there are.
     """
 
     run: str
@@ -46,6 +48,7 @@ class Selection:
     gain: npt.NDArray[np.float32]
     num_tokens: npt.NDArray[np.int32]
     fallback: bool = False
+    skipped: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     # CoLM (ICLR 2025): Adam-normalised estimates, facility location source by source, small sources kept whole.
     "colm": {"adam_features": True, "quotas": "proportional", "keep_small_sources": True},
-    # The lowest gradient error without bias: exact gradients of the last block, spread by the local pivotal method.
-    "matched": {"estimator": "exact", "gradient_of": "last_blocks", "pick": "local_pivotal", "inclusion": "norm"},
+    # The lowest gradient error with little bias: exact gradients of the last block, matched by weighted rows.
+    "matched": {"estimator": "exact", "gradient_of": "last_blocks", "pick": "matching_pursuit"},
 }
 
 _DETAILS = {
     "estimator": ("gradient_of",),
-    "pick": ("quotas", "keep_small_sources", "weighting", "inclusion"),
+    "pick": ("quotas", "keep_small_sources", "weighting"),
 }
 
 
@@ -66,11 +66,19 @@ class SelectionConfig(Branch):
     soft_label_scale: Annotated[float, Field(gt=0)] = 1.0
 
     # ---- pick
-    # `local_pivotal`, `cube` and `clusters` are unbiased sampling designs, weighted by 1 / probability. `random`,
-    # `random_stratified` (by source) and `loss` (the largest) are baselines; the random ones score nothing.
-    pick: Literal["facility_location", "local_pivotal", "cube", "clusters", "random", "random_stratified", "loss"] = (
-        "facility_location"
-    )
+    # `matching_pursuit` weighs rows so that their gradients add up to the large batch's. `local_pivotal`, `cube` and
+    # `clusters` are unbiased sampling designs, weighted by 1 / probability. `random`, `random_stratified` (by source)
+    # and `loss` (the largest) are baselines; the random ones score nothing.
+    pick: Literal[
+        "facility_location",
+        "matching_pursuit",
+        "local_pivotal",
+        "cube",
+        "clusters",
+        "random",
+        "random_stratified",
+        "loss",
+    ] = "facility_location"
     # Facility location source by source: each gets its share of the sub-batch, or an equal part of it.
     quotas: Literal["none", "proportional", "balanced"] = "none"
     # Keep every drawn row of the sources that hold less than an average source's share of the data.
@@ -80,6 +88,12 @@ class SelectionConfig(Branch):
     # Of a sampling design: all rows alike, or `norm_share` of the probability in proportion to the gradient's norm.
     inclusion: Literal["equal", "norm"] = "equal"
     norm_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    # Of matching pursuit: how strongly weights are held back, relative to the rows' mean squared gradient norm.
+    ridge: Annotated[float, Field(gt=0)] = 0.03
+    # And how much of what earlier steps' picks left out is added to the next target, of which `feedback_decay` remains
+    # after every step; 0 forgets it.
+    feedback: Annotated[float, Field(ge=0, le=1)] = 0.5
+    feedback_decay: Annotated[float, Field(gt=0, le=1)] = 0.95
 
     @model_validator(mode="before")
     @classmethod
@@ -113,6 +127,11 @@ class SelectionConfig(Branch):
                     f"choose: leave adam_features (given {self.adam_features}) and criterion (given "
                     f"{self.criterion!r}) at their defaults, or use 'v_projection'"
                 )
+        if self.adam_features and self.pick == "matching_pursuit":
+            raise ValueError(
+                "adam_features are no gradients, which matching_pursuit adds up: leave adam_features out, or pick with "
+                "facility_location"
+            )
         if self.pick != "facility_location" and (self.quotas != "none" or self.weighting != "none"):
             raise ValueError(
                 f"quotas {self.quotas!r} and weighting {self.weighting!r} are of pick 'facility_location', "
@@ -124,3 +143,13 @@ class SelectionConfig(Branch):
     def scores(self) -> bool:
         """Whether rows are scored, hence whether the selector needs the trainers' weights."""
         return self.pick not in ("random", "random_stratified")
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether a selection depends on what earlier steps' selections found, not on its weights and rows alone."""
+        return self.adam_features or self.feeds_back
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether what a step's picks left unmatched is added to the next step's target."""
+        return self.pick == "matching_pursuit" and self.feedback > 0

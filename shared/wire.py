@@ -35,6 +35,8 @@ def encode_selection(selection: Selection) -> bytes:
         "fallback": str(int(selection.fallback)),
         "wire_version": str(WIRE_VERSION),
     }
+    if selection.skipped.size:
+        shared["skipped"] = " ".join(map(str, selection.skipped))
     schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()], metadata=shared)
     columns = [pa.array(getattr(selection, name), type=kind) for name, kind in _COLUMNS.items()]
     sink = pa.BufferOutputStream()
@@ -86,14 +88,20 @@ def decode_selection(payload: bytes) -> Selection:
             weights_version=int(shared["weights_version"]),
             large_batch_size=int(shared["large_batch_size"]),
             fallback=bool(int(shared["fallback"])),
+            skipped=np.array(shared.get("skipped", "").split(), dtype=np.int64),
             **columns,
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise WireError(f"selection has a malformed field: {error}") from None
     if selection.step < 0 or selection.weights_version < 0 or selection.large_batch_size < batch.num_rows:
         raise WireError(
             f"selection of step {selection.step} with weights version {selection.weights_version} has "
             f"{batch.num_rows} rows of a large batch of {selection.large_batch_size}"
+        )
+    if (selection.skipped < 0).any() or batch.num_rows + len(selection.skipped) > selection.large_batch_size:
+        raise WireError(
+            f"selection of step {selection.step} has {batch.num_rows} rows and skipped {len(selection.skipped)} of a "
+            f"large batch of {selection.large_batch_size}"
         )
     weights_ok = np.isfinite(selection.weight).all() and (selection.weight >= 0).all()
     if batch.num_rows == 0 or (selection.index < 0).any() or (selection.num_tokens < 1).any() or not weights_ok:

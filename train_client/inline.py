@@ -28,6 +28,7 @@ class InlineSource:
         self._engine: Any = None
         self._info: RunInfo | None = None
         self._version = 0
+        self._history = b""
 
     def open(self, info: RunInfo, *, cursor: int, restart: bool) -> None:
         """Build the engine on the live model and select what these weights are for.
@@ -66,11 +67,13 @@ class InlineSource:
         self._ranks.on_first(lambda: self._select_ahead(completed))
 
     def state(self) -> dict[str, Any]:
-        """Selections that were made with weights older than the checkpoint's."""
-        return {"pending": {step: encoded for step, (encoded, _) in self._pending.items()}}
+        """Selections that were made with weights older than the checkpoint's, and what the next one needs of them."""
+        pending = {step: encoded for step, (encoded, _) in self._pending.items()}
+        return {"pending": pending, "history": self._history}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take them back."""
+        self._history = state.get("history", b"")
         self._pending = {step: (encoded, PhaseTimes()) for step, encoded in state.get("pending", {}).items()}
 
     def finish(self) -> None:
@@ -94,5 +97,6 @@ class InlineSource:
                 f"run {self._info.name!r}: the selection of step {step} needs weights version {version}, the model is "
                 f"at {self._version}: resume from a checkpoint that an inline run made"
             )
-        selection, times = self._engine.select(step, version)
-        self._pending[step] = (encode_selection(selection), times)
+        selected = self._engine.select(step, version, self._history)
+        self._history = selected.history
+        self._pending[step] = (encode_selection(selected.selection), selected.times)

@@ -59,6 +59,7 @@ class Progress:
             "step": report.selection.step,
             "weights_version": report.selection.weights_version,
             "learning_rate": learning_rate,
+            "skipped": report.selection.skipped.tolist(),
             "step_seconds": report.step_seconds,
             **{f.name: getattr(report, f.name) for f in fields(report) if f.name not in ("selection", "selector")},
             "selector": asdict(report.selector),

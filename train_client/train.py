@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from peft import LoraConfig, get_peft_model
 from transformers import get_cosine_schedule_with_warmup
 
 from shared.config import Config, TrainConfig
 from shared.dataset import Store
 from shared.errors import ConfigError, FingerprintError
-from shared.model import load_base_model
+from shared.model import load_base_model, new_adapter
 from shared.tokenizer import load_tokenizer
 from train_client.checkpoint import latest_checkpoint, save_checkpoint
 from train_client.heldout import heldout_loss
@@ -146,19 +145,7 @@ def make_model(config: Config, device: torch.device) -> Any:
     lora = config.train.lora
     if not lora:
         return model.train().requires_grad_()
-    adapter = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, adapter).train()
-    except ValueError as error:
-        raise ConfigError(
-            f"train.lora.target_modules {list(lora.target_modules)} don't fit the model: {error}"
-        ) from None
+    return new_adapter(model, lora).train()
 
 
 def _flat(settings: TrainConfig) -> dict[str, str]:

@@ -14,6 +14,7 @@ from selector_server.picks.cube import balancing_variables, cube
 from selector_server.picks.distances import pairwise_distances
 from selector_server.picks.pivotal import local_pivotal
 from selector_server.picks.probabilities import by_norm, equal
+from selector_server.picks.pursuit import matching_pursuit
 from selector_server.picks.record import Features, FloatArray, IntArray, Picks
 from selector_server.picks.sourcewise import pick_medoids
 from selector_server.picks.strata import share_of_each
@@ -32,6 +33,7 @@ def pick_rows(
     loss: FloatArray | None,
     generator: np.random.Generator,
     device: Any,
+    target: FloatArray | None = None,
 ) -> Picks:
     """Pick the sub-batch of one step.
 
@@ -43,10 +45,12 @@ def pick_rows(
         loss: The rows' losses, [m]; read by pick `loss` alone.
         generator: The step's own; equal generators give equal picks.
         device: Where distances and directions are computed.
+        target: What the picks' weighted features should add up to, [f], for `matching_pursuit`; None: all rows' sum.
 
     Returns:
-        sub_batch_size rows. Weights sum to m; where they are 1 / probability and the probabilities differ, on average.
-        Gains are those of facility location, zero for other ways of picking.
+        sub_batch_size rows. Weights sum to m; where they are 1 / probability and the probabilities differ, on average;
+        those of matching pursuit as its target asks. Gains are what facility location or matching pursuit gained, zero
+        for other ways of picking.
 
     Raises:
         SelectionError: fewer than sub_batch_size rows; features or losses that the pick reads are missing.
@@ -56,7 +60,7 @@ def pick_rows(
             f"can't pick {selection.sub_batch_size} of {len(source)} rows that are left of the large batch: raise "
             "large_batch_size, lower sub_batch_size, or find out why the other rows' losses aren't finite"
         )
-    batch = _Batch(selection, features, source.astype(np.int64), source_rows, loss, generator, device)
+    batch = _Batch(selection, features, source.astype(np.int64), source_rows, loss, generator, device, target)
     return _WAYS[selection.pick](batch)
 
 
@@ -71,6 +75,7 @@ class _Batch:
     loss: FloatArray | None
     generator: np.random.Generator
     device: Any
+    target: FloatArray | None
 
     @property
     def size(self) -> int:
@@ -94,6 +99,12 @@ def _random_stratified(batch: _Batch) -> Picks:
 def _loss(batch: _Batch) -> Picks:
     """The largest losses, largest first; of equal ones the lowest row."""
     return _alike(np.argsort(-batch.needs("losses", batch.loss), kind="stable")[: batch.size], batch)
+
+
+def _matching_pursuit(batch: _Batch) -> Picks:
+    values = batch.needs("features", batch.features).values
+    target = values.sum(axis=0) if batch.target is None else batch.target
+    return matching_pursuit(values, target, budget=batch.size, ridge=batch.selection.ridge)
 
 
 def _local_pivotal(batch: _Batch) -> Picks:
@@ -137,6 +148,7 @@ def _sampled(index: IntArray, probability: FloatArray) -> Picks:
 
 _WAYS: dict[str, Callable[[_Batch], Picks]] = {
     "facility_location": _facility_location,
+    "matching_pursuit": _matching_pursuit,
     "local_pivotal": _local_pivotal,
     "cube": _cube,
     "clusters": _clusters,
