@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from selector_server.adam import AdamState
 from selector_server.picks.record import Features
@@ -123,14 +122,3 @@ def mean_distance(values: FloatArray, metric: Metric) -> float:
     below = np.arange(1, b)
     gaps = np.diff(np.sort(values, axis=0), axis=0).sum(axis=1)
     return float((gaps * below * (b - below)).sum() / (b * (b - 1) / 2))
-
-
-def l1_features(c: FloatArray, probes: Probes, *, k: int) -> FloatArray:
-    """Features whose L1 distances are those of the sparsified gradient estimates, as in `sparsified`."""
-    return sparsified(c, probes, SelectionConfig(sparsify_k=k))
-
-
-def l1_distances(features: FloatArray) -> FloatArray:
-    """Pairwise L1 distances [b, b] of features [b, f]."""
-    rows = torch.from_numpy(features)
-    return np.asarray(torch.cdist(rows, rows, p=1.0).numpy(), dtype=np.float64)

@@ -246,9 +246,10 @@ def test_each_pick_compares_rows_in_its_own_metric():
     for pick in ("facility_location", "clusters"):
         found = features_of(SelectionConfig(pick=pick, sparsify_k=11), c=c, probes=probes)
         assert (found.metric, found.values.shape) == ("l1", (9, 11))
-    for pick in ("local_pivotal", "cube"):
+    for pick in ("local_pivotal", "cube", "matching_pursuit"):
         found = features_of(SelectionConfig(pick=pick), c=c, probes=probes)
         assert (found.metric, found.values.shape) == ("l2", (9, 4))
+    for pick in ("local_pivotal", "cube"):
         # Coordinates that were asked for aren't silently left out.
         for choice in ({"criterion": "weight"}, {"adam_features": True}):
             selection = SelectionConfig(pick=pick, sparsify_k=11, **choice)
