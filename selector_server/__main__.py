@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from shared.cli import add_config_argument, read_config, run_command
+from shared.errors import ConfigError
 
 
 def main() -> None:
@@ -28,6 +30,12 @@ def main() -> None:
 
     status = commands.add_parser("status", help="show what a running server is doing")
     add_config_argument(status)
+
+    bench = commands.add_parser("bench", help="measure this machine: speed, or how well sub-batches match")
+    bench.add_argument("name", choices=["scoring", "facility-location", "gradient-match"])
+    bench.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for result.json and the picture")
+    bench.add_argument("--quick", action="store_true", help="under five minutes on two cores")
+    bench.add_argument("--config", type=Path, metavar="FILE", help="gradient-match: measure on this model and store")
 
     arguments, rest = parser.parse_known_args()
     if arguments.command == "prepare" and rest:
@@ -66,7 +74,21 @@ def _status(arguments: argparse.Namespace, rest: list[str]) -> None:
     Console().print(status_table(read_config(arguments, rest).client))
 
 
-_COMMANDS = {"prepare": _prepare, "serve": _serve, "status": _status}
+def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rich.console import Console
+
+    on_own_model = arguments.config is not None or rest
+    if on_own_model and arguments.name != "gradient-match":
+        raise ConfigError(
+            f"bench {arguments.name} takes no configuration (given {arguments.config} {rest}): leave it out"
+        )
+    config = {"config": read_config(arguments, rest)} if on_own_model else {}
+    module = import_module(f"selector_server.bench.{arguments.name.replace('-', '_')}")
+    module.run(out=arguments.out, quick=arguments.quick, console=Console(), **config)
+    Console().print(f"result.json and the picture are in {arguments.out}")
+
+
+_COMMANDS = {"prepare": _prepare, "serve": _serve, "status": _status, "bench": _bench}
 
 if __name__ == "__main__":
     main()

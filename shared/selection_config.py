@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from shared.branch import Branch, Positive
 
-# What a preset decides; keys that are given beside it win. `deploy/configs/presets.md` has what was measured of them.
+# What a preset decides; keys that are given beside it win. The README says what was measured of them.
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper: one probe, k largest coordinates, unweighted facility location over the whole large batch.
     "paper": {},
@@ -127,10 +127,11 @@ class SelectionConfig(Branch):
                     f"choose: leave adam_features (given {self.adam_features}) and criterion (given "
                     f"{self.criterion!r}) at their defaults, or use 'v_projection'"
                 )
-        if self.adam_features and self.pick == "matching_pursuit":
+        if self.pick == "matching_pursuit" and (self.adam_features or self.soft_labels or self.criterion != "grad"):
             raise ValueError(
-                "adam_features are no gradients, which matching_pursuit adds up: leave adam_features out, or pick with "
-                "facility_location"
+                f"pick 'matching_pursuit' adds up gradients, which adam_features (given {self.adam_features}), "
+                f"soft_labels (given {self.soft_labels}) and criterion (given {self.criterion!r}) make something else "
+                "of: leave them at their defaults, or pick with facility_location"
             )
         if self.pick != "facility_location" and (self.quotas != "none" or self.weighting != "none"):
             raise ValueError(

@@ -580,6 +580,29 @@ def test_with_the_servers_volume_lost_a_cursor_is_refused_exactly_where_older_we
         assert run.incarnation == 0
 
 
+def test_a_run_that_remembers_goes_on_only_where_its_past_is(folder: Path) -> None:
+    info = a_run(staleness=0, selection=SelectionConfig(preset="matched"))
+    run = opened(folder / "here", info)
+    assert run.history(0) == b""
+    for step in range(4):
+        push(run, step)
+        message = selector_pb2.SelectionMessage(step=step, weights_version=step, arrow=b"a", history=b"after %d" % step)
+        run.add_selection(message)
+        report(run, step + 1)
+        assert run.history(step + 1) == b"after %d" % step
+    again = Run(Journal(folder / "here"))
+    again.open(info, cursor=2, restart=False, open_id="")
+    assert again.next_step == 3  # that of step 2 used version 2, which the trainer has
+    assert again.history(3) == b"after 2"
+    # Version 3 would be pushed by the trainer; what the first three selections left behind it doesn't have.
+    elsewhere = Run(Journal(folder / "elsewhere"))
+    with pytest.raises(
+        CursorError, match=r"can't continue at step 3: .*doesn't have that of step 2: restore .*elsewhere"
+    ):
+        elsewhere.open(info, cursor=3, restart=False, open_id="")
+    assert elsewhere.incarnation == 0
+
+
 def test_weights_files_that_were_deleted_are_missed_and_named(folder: Path) -> None:
     run = opened(folder, a_run(staleness=2))
     train(run, 0, 6, missing=[0])

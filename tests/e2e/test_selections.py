@@ -36,12 +36,21 @@ def assert_same_weights(left: Path, right: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "train"), [(20, {}), (6, {"lora": False, "learning_rate": 1e-3})], ids=["lora", "full"]
+    ("num_steps", "selection", "train"),
+    [
+        (20, {}, {}),
+        (6, {}, {"lora": False, "learning_rate": 1e-3}),
+        (6, {"preset": "colm"}, {}),
+        (6, {"preset": "matched"}, {}),
+    ],
+    ids=["lora", "full", "colm", "matched"],
 )
 def test_selections_through_the_server_equal_inline_selection_bit_for_bit(
-    world: World, tmp_path: Path, num_steps: int, train: dict[str, object]
+    world: World, tmp_path: Path, num_steps: int, selection: dict[str, object], train: dict[str, object]
 ) -> None:
-    config = write_config(tmp_path, world, run={"staleness": 0, "num_steps": num_steps}, train=train)
+    config = write_config(
+        tmp_path, world, run={"staleness": 0, "num_steps": num_steps}, selection=selection, train=train
+    )
     inline = tmp_path / "inline"
     with Trainer(config, "--client.selector=inline", f"--train.output={inline}", script=LOOP) as trainer:
         trainer.finish()

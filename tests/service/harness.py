@@ -29,10 +29,10 @@ class LiveServer:
     def __init__(
         self, world: World, folder: Path, *, token: str = "", tls: TlsConfig | None = None, max_runs: int = 4
     ) -> None:
-        self._model = load_base_model(ModelConfig(path=str(world.model)), torch.device("cpu"))
-        self._store = Store.open(world.store)
+        self.model = load_base_model(ModelConfig(path=str(world.model)), torch.device("cpu"))
+        self.store = Store.open(world.store)
         self.fingerprints = Fingerprints(
-            self._store.fingerprint, self._store.manifest.tokenizer.fingerprint, base_fingerprint(self._model)
+            self.store.fingerprint, self.store.manifest.tokenizer.fingerprint, base_fingerprint(self.model)
         )
         self._folder, self._token, self._tls, self._max_runs = folder, token, tls, max_runs
         self._port = 0
@@ -62,7 +62,7 @@ class LiveServer:
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.host = Host(self._model, self._store, self.fingerprints, self._folder, max_runs=self._max_runs)
+        self.host = Host(self.model, self.store, self.fingerprints, self._folder, max_runs=self._max_runs)
         server = grpc.aio.server(
             options=SERVER_OPTIONS, interceptors=[TokenInterceptor(self._token)] * bool(self._token)
         )

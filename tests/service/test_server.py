@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -30,6 +31,8 @@ from shared.errors import (
     WeightsError,
 )
 from shared.records import Fingerprints
+from shared.sampler import draw_large_batch
+from shared.selection_config import PRESETS
 from shared.weights import content_hash, encode_weights
 from shared.wire import same_selection
 from tests.service.harness import Job, LiveServer
@@ -118,18 +121,20 @@ def test_a_second_job_takes_over_only_from_a_checkpoint_and_then_the_first_is_re
         client.close()
 
 
+# Of the presets, `colm` and `matched` remember something from step to step.
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_server_that_stops_and_starts_again_goes_on_with_the_same_selections(
-    world: World, tmp_path: Path, server: LiveServer, job: Job
+    world: World, tmp_path: Path, server: LiveServer, job: Job, preset: str
 ) -> None:
     client = connect(server)
-    incarnation, _ = client.open_run(job.info(), cursor=0, restart=False)
+    incarnation, _ = client.open_run(job.info(preset=preset), cursor=0, restart=False)
     client.push(0, encode_weights(job.weights(0)))
     undisturbed = run_through(client, job, incarnation, stop=6)
     client.close()
 
     with LiveServer(world, tmp_path / "other") as other:
         client = connect(other)
-        incarnation, _ = client.open_run(job.info(), cursor=0, restart=False)
+        incarnation, _ = client.open_run(job.info(preset=preset), cursor=0, restart=False)
         client.push(0, encode_weights(job.weights(0)))
         client.attach(incarnation, from_step=0, num_steps=6)
         for step in range(6):
@@ -140,6 +145,49 @@ def test_a_server_that_stops_and_starts_again_goes_on_with_the_same_selections(
                 client.push(step + 1, encode_weights(job.weights(step + 1)))
             client.report(step + 1)
         client.close()
+
+
+@pytest.mark.parametrize("preset", ["colm", "matched"])
+def test_a_run_that_goes_back_remembers_what_it_did_then(server: LiveServer, job: Job, preset: str) -> None:
+    first, second = connect(server), connect(server)
+    incarnation, _ = first.open_run(job.info(preset=preset), cursor=0, restart=False)
+    first.push(0, encode_weights(job.weights(0)))
+    undisturbed = run_through(first, job, incarnation, stop=6)
+    first.close()
+
+    incarnation, missing = second.open_run(job.info(preset=preset), cursor=2, restart=False)
+    for version in missing:
+        second.push(version, encode_weights(job.weights(version)))
+    again = run_through(second, job, incarnation, start=2, stop=6)
+    assert all(same_selection(left, right) for left, right in zip(again, undisturbed[2:], strict=True))
+    second.close()
+
+
+def test_rows_whose_loss_is_not_finite_are_left_out_and_named(
+    server: LiveServer, job: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = job.weights(0)
+    client = connect(server)
+    incarnation, _ = client.open_run(job.info(num_steps=1), cursor=0, restart=False)
+    client.push(0, encode_weights(weights))
+    batch = draw_large_batch(server.store.source_rows, job.info().selection, seed=3, step=0)
+    # A token that one row alone has is given an embedding that is no number.
+    tokens = [set(row.input_ids.tolist()) for row in server.store.rows(batch)]
+    row, token = next(
+        (int(batch[at]), min(own))
+        for at in range(len(batch))
+        if (own := tokens[at] - set().union(*tokens[:at], *tokens[at + 1 :]))
+    )
+    with torch.no_grad():
+        server.model.get_input_embeddings().weight[token] = torch.nan
+    client.attach(incarnation, from_step=0, num_steps=1)
+    selection = client.selection(0).selection
+    assert selection.skipped.tolist() == [row]
+    assert row not in selection.index
+    assert set(selection.index.tolist()) < set(batch.tolist())
+    np.testing.assert_allclose(selection.weight.sum(), 8.0)
+    assert f"1 of 8 rows have a loss that isn't finite and are left out: rows {row} of the store" in caplog.text
+    client.close()
 
 
 def test_weights_that_are_wrong_are_refused_and_the_right_ones_still_fit(server: LiveServer, job: Job) -> None:
