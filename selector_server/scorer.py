@@ -1,29 +1,31 @@
-"""Rows → projected gradients, by forward passes alone (zeroth-order estimates of the last layer's gradient)."""
+"""Rows → losses and what is known of their gradients, with the weights that a model holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from selector_server.estimators import ESTIMATORS, Found, MicroBatch, PlacedProbes, flows, losses
 from selector_server.probes import Probes
+from selector_server.sketch import add_gradients, prime_width, signs
 from selector_server.split import Split
+from shared.errors import ModelError
 from shared.partition import by_token_budget
 from shared.records import Row
-from shared.rowloss import collate, find_answers, row_losses_at_answers
+from shared.rowloss import collate, find_answers
 from shared.selection_config import SelectionConfig
+
+FloatArray = npt.NDArray[np.float64]
 
 # Logits are made for so many answer tokens at a time that they hold about this many values (64 MiB in float32).
 _LOGITS_VALUES = 1 << 24
-
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +56,8 @@ class Scorer:
     """Scores rows with the weights that a model holds.
 
     Attributes:
-        name: The perturbed parameter's name in the model.
-        shape: Shape of what is perturbed of it, which the probes must have.
+        name: The perturbed parameter's name in the model; empty where the gradient of the last blocks is taken.
+        shape: Shape of what is perturbed of it, which the probes must have: V's rows; empty where nothing is.
     """
 
     def __init__(
@@ -66,8 +68,20 @@ class Scorer:
         gradient_of: Literal["v_projection", "last_blocks"] = "v_projection",
         num_blocks: int = 1,
     ) -> None:
-        """Take a model apart; see `Split` for which models and for the errors."""
-        self._split = Split(model)
+        """Take a model apart.
+
+        Args:
+            model: A Hugging Face causal language model, bare or in a PeftModel with LoRA; see `Split`.
+            device: Where it is.
+            gradient_of: What is perturbed or differentiated.
+            num_blocks: Of `last_blocks`.
+
+        Raises:
+            ModelError: a model that `Split` can't take apart; last blocks without a trained linear module.
+        """
+        blocks = gradient_of == "last_blocks"
+        self._split = Split(model, num_layers=num_blocks if blocks else 1, perturb=not blocks)
+        self._trained = self._find_trained() if blocks else []
         self._device = device
         self._chunk_tokens = max(1, _LOGITS_VALUES // self._split.vocab_size)
         self.name, self.shape = self._split.name, self._split.shape
@@ -87,58 +101,76 @@ class Scorer:
 
         Args:
             rows: At least one row.
-            probes: Of shape `self.shape`; None where losses are all that is wanted.
-            selection: How to score: `estimator`, `epsilon`, `score_tokens`, `soft_labels`.
-
-        Returns:
-            The same bits for the same rows, weights and number of threads; another `score_tokens` changes rounding.
-        """
-        if probes is None or selection.estimator != "central" or selection.soft_labels:
-            raise NotImplementedError
-        return self.projected_gradients(rows, probes, epsilon=selection.epsilon, score_tokens=selection.score_tokens)
-
-    def projected_gradients(self, rows: Sequence[Row], probes: Probes, *, epsilon: float, score_tokens: int) -> Scores:
-        """The central difference of each row's loss along each probe.
-
-        c_ij = (L_i(θ + ε z_j) - L_i(θ - ε z_j)) / 2ε, where only the last layer's V projection is perturbed. Rows are
-        sorted by length and padded together; all probes share one trunk pass. The model is left as it was.
-
-        Args:
-            rows: At least one row.
-            probes: Of shape `self.shape`.
-            epsilon: Scale ε of the perturbation.
-            score_tokens: Padded tokens of one forward; a longer row is scored alone.
+            probes: Of shape `self.shape`; where the gradient of the last blocks is taken, only their seed and step are
+                used. None where losses are all that is wanted.
+            selection: How to score: `estimator`, `epsilon`, `sketch_size`, `score_tokens`, `soft_labels`.
 
         Returns:
             The same bits for the same rows, weights and number of threads; another `score_tokens` changes rounding.
 
-        Cost: per row one trunk pass and 2n passes of the tail, the head at answer tokens alone.
-        Source: paper §4.2, Eq. (7) and (8), Algorithm 1.
+        Raises:
+            ModelError: with `exact`, a trained linear module that isn't called once with all rows.
+
+        Cost: per row one trunk pass, and of the tail what the estimator says; the head at answer tokens alone.
         """
-        c, loss = np.empty((len(rows), probes.count)), np.empty(len(rows))
-        # The last offset is kept: with one probe, the usual case, it is made once for all micro-batches.
-        offset = lru_cache(maxsize=1)(lambda j: epsilon * torch.from_numpy(probes.draw(j)).to(self._device))
+        placed = None if probes is None else PlacedProbes(probes, self._device)
+        found: dict[str, FloatArray] = {}
         with self._split.quiet():
-            for positions in by_token_budget([len(row.input_ids) for row in rows], budget=score_tokens):
-                micro_batch = [rows[position] for position in positions]
-                plus, minus = self._perturbed_losses(micro_batch, offset, probes.count)
-                c[positions] = (plus - minus) / (2 * epsilon)
-                loss[positions] = (plus + minus).mean(axis=1) / 2
-        bad = ~(np.isfinite(loss) & np.isfinite(c).all(axis=1))
-        loss[bad], c[bad] = np.nan, np.nan
-        return Scores(loss, c)
+            for positions in by_token_budget([len(row.input_ids) for row in rows], budget=selection.score_tokens):
+                part = self._score([rows[position] for position in positions], placed, selection)
+                for name, values in part.items():
+                    array = found.setdefault(name, np.empty((len(rows), *values.shape[1:])))
+                    array[positions] = values.cpu().numpy()
+        finite = np.all([np.isfinite(array.reshape(len(rows), -1)).all(axis=1) for array in found.values()], axis=0)
+        for array in found.values():
+            array[~finite] = np.nan
+        return Scores(**found)
 
-    def _perturbed_losses(
-        self, rows: Sequence[Row], offset: Callable[[int], Tensor], count: int
-    ) -> npt.NDArray[np.float64]:
-        """Losses of one micro-batch with each offset added to the weight, and with it taken away, float64 [2, m, n]."""
-        batch, tail = collate(rows, device=self._device), self._split.tail
-        answers, penultimate = find_answers(batch["labels"]), self._split.trunk(batch["input_ids"])
-        losses = torch.empty(2, len(rows), count, dtype=torch.float64, device=self._device)
-        for j in range(count):
-            for side, weight in enumerate((tail.weight + offset(j), tail.weight - offset(j))):
-                hidden = tail.hidden(penultimate, answers.predicting, weight)
-                losses[side, :, j] = row_losses_at_answers(
-                    hidden, tail.logits, answers, chunk_tokens=self._chunk_tokens
-                )
-        return np.asarray(losses.cpu().numpy(), dtype=np.float64)
+    def _score(self, rows: Sequence[Row], probes: PlacedProbes | None, selection: SelectionConfig) -> Found:
+        data, tail = collate(rows, device=self._device), self._split.tail
+        answers = find_answers(data["labels"])
+        where = answers.predicting.flatten().nonzero().squeeze(1)
+        batch = MicroBatch(self._split.trunk(data["input_ids"], where=where), answers, self._chunk_tokens)
+        if probes is None:
+            found = {"loss": losses(tail, batch)}
+        elif self._trained:
+            found = self._sketch(batch, probes.probes, prime_width(selection.sketch_size))
+        else:
+            found = ESTIMATORS[selection.estimator](tail, batch, probes, epsilon=selection.epsilon)
+        if selection.soft_labels:
+            found["prompt"] = _prompt_means(batch.penultimate.hidden, rows)
+        return found
+
+    def _sketch(self, batch: MicroBatch, probes: Probes, width: int) -> Found:
+        loss, module_flows = flows(self._split.tail, batch, self._trained)
+        sketches = torch.zeros(len(loss), width, device=self._device)
+        first = 0
+        for number, flow in enumerate(module_flows):
+            delta, x = flow[0]
+            sizes = (delta.shape[1], x.shape[1])
+            add_gradients(sketches, flow, *signs(probes, number, sizes, self._device), first=first)
+            first += prod(sizes)
+        return {"loss": loss, "sketch": sketches}
+
+    def _find_trained(self) -> list[nn.Module]:
+        """The tail's copies of the linear modules whose weights are trained."""
+        pairs = zip(self._split.layers, self._split.tail.layers, strict=True)
+        trained = [
+            twin.get_submodule(name)
+            for layer, twin in pairs
+            for name, module in layer.named_modules()
+            if isinstance(module, nn.Linear) and module.weight.requires_grad
+        ]
+        if not trained:
+            raise ModelError(
+                f"no linear module of the last {len(self._split.layers)} layers is trained: add some of them to LoRA's "
+                "target_modules, leave layers_to_transform unset, or use gradient_of 'v_projection'"
+            )
+        return trained
+
+
+def _prompt_means(hidden: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Mean hidden state of each prompt, [m, d], from [m, T, d]; of a row without a prompt its first token."""
+    lengths = torch.tensor([max(row.num_prompt_tokens, 1) for row in rows], device=hidden.device)
+    inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+    return torch.einsum("mtd,mt->md", hidden.double(), inside.double()) / lengths[:, None]

@@ -87,7 +87,7 @@ def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
     Cost: beside the logits, float32 values for answer positions alone.
     """
     answers = find_answers(labels)
-    return _row_means(_token_losses(logits[answers.predicting], answers.targets), answers).float()
+    return row_means(token_losses(logits[answers.predicting], answers.targets), answers).float()
 
 
 def row_losses_at_answers(
@@ -107,14 +107,14 @@ def row_losses_at_answers(
     Cost: O(chunk_tokens · V) memory, whatever the number of tokens.
     """
     pieces = zip(hidden.split(chunk_tokens), answers.targets.split(chunk_tokens), strict=True)
-    return _row_means(torch.cat([_token_losses(head(h), targets) for h, targets in pieces]), answers)
+    return row_means(torch.cat([token_losses(head(h), targets) for h, targets in pieces]), answers)
 
 
-def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log likelihood of each target, float32 [n]."""
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log likelihood of each target [n], float32 [n], from logits [n, V]."""
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def _row_means(token_losses: Tensor, answers: Answers) -> Tensor:
-    """Mean over each row's answer tokens, float64 [m], summed in token order on every device."""
-    return torch.segment_reduce(token_losses.double(), "mean", lengths=answers.counts)
+def row_means(values: Tensor, answers: Answers) -> Tensor:
+    """Mean of values [num_answers] over each row's tokens, float64 [m], summed in token order on every device."""
+    return torch.segment_reduce(values.double(), "mean", lengths=answers.counts)

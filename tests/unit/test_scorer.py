@@ -7,100 +7,39 @@ import copy
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from selector_server.probes import Probes
 from selector_server.scorer import Scorer
 from shared.records import Row
-from shared.rowloss import collate, row_losses
+from shared.rowloss import collate, row_losses, token_losses
+from shared.selection_config import SelectionConfig
+from tests.small_models import ARCHITECTURES, VOCABULARY, loss_in_float64, make_rows, tiny_model, v_rows
 
-VOCABULARY = 67
 EPSILON = 1e-3
-ARCHITECTURES = ["phi", "llama", "qwen2", "qwen3", "gemma2"]
-
-
-def tiny_model(kind, *, lora, **changes):
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    if kind in ("qwen3", "gemma2"):
-        heads["head_dim"] = 8
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**sizes, **heads, **special, **changes}))
-    return add_lora(model) if lora else model
-
-
-def add_lora(model):
-    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.2))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-def make_rows(count, seed=0):
-    """Rows whose answer repeats the prompt, 4 to 40 tokens."""
-    rng, rows = np.random.default_rng(seed), []
-    for _ in range(count):
-        prompt = rng.integers(1, VOCABULARY, rng.integers(2, 16)).astype(np.int32)
-        rows.append(Row(np.resize(prompt, len(prompt) + rng.integers(2, 24)), len(prompt)))
-    return rows
 
 
 def score(model, rows, *, count=1, score_tokens=128):
     scorer = Scorer(model, "cpu")
     probes = Probes(scorer.shape, seed=7, step=3, count=count)
-    scores = scorer.projected_gradients(rows, probes, epsilon=EPSILON, score_tokens=score_tokens)
+    scores = scorer.score(rows, probes, SelectionConfig(epsilon=EPSILON, score_tokens=score_tokens))
     return scores, probes, scorer.name
-
-
-def loss_in_float64(model, row):
-    """One row alone through the whole model, without any code of ours."""
-    ids = torch.from_numpy(row.input_ids.astype(np.int64))
-    logits = model(input_ids=ids[None]).logits[0]
-    return F.cross_entropy(logits[row.num_prompt_tokens - 1 : -1], ids[row.num_prompt_tokens :])
 
 
 def central_difference_in_float64(model, name, rows, probes):
     """The whole model in float64 with its parameter `name` perturbed."""
     model = copy.deepcopy(model).double().eval()
     parameter, c = dict(model.named_parameters())[name], np.empty((len(rows), probes.count))
-    original = parameter.detach().clone()
+    original, changed = parameter.detach().clone(), v_rows(model)
     with torch.no_grad():
         for j in range(probes.count):
             step = EPSILON * torch.from_numpy(probes.draw(j)).double()
             sides = []
             for sign in (1, -1):
-                parameter.copy_(original + sign * step)
+                parameter.copy_(original)
+                parameter[changed] += sign * step
                 sides.append([loss_in_float64(model, row).item() for row in rows])
             c[:, j] = np.subtract(*sides) / (2 * EPSILON)
     return c
-
-
-def derivative_in_float64(model, name, rows, probes):
-    """The exact directional derivative of each row's loss along probe 0, through the whole model."""
-    model = copy.deepcopy(model).double().eval().requires_grad_(False)
-    parameter = dict(model.named_parameters())[name].requires_grad_(True)
-    gradients = [torch.autograd.grad(loss_in_float64(model, row), parameter)[0] for row in rows]
-    return np.array([(gradient.numpy() * probes.draw(0)).sum() for gradient in gradients])
-
-
-def rank_correlation(left, right):
-    ranks = [np.argsort(np.argsort(values)) for values in (left, right)]
-    return np.corrcoef(*ranks)[0, 1]
-
-
-def train_a_little(model, steps=40):
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    for step in range(steps):
-        batch = collate(make_rows(8, seed=1000 + step))
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        row_losses(logits, batch["labels"]).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -111,22 +50,8 @@ def test_projected_gradients_are_those_of_the_whole_model_in_float64(kind, lora)
     expected = central_difference_in_float64(model, name, rows, probes)
     scale = np.sqrt((expected**2).mean())
     assert scale > 1e-2
-    np.testing.assert_allclose(scores.c, expected, atol=2e-3 * scale)
-    derivative = derivative_in_float64(model, name, rows, probes)
-    np.testing.assert_allclose(scores.c[:, 0], derivative, atol=1e-2 * scale)
-
-
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_half_precision_trunk_ranks_rows_like_the_derivative_in_float64(kind):
-    model, rows = tiny_model(kind, lora=False), make_rows(32)
-    train_a_little(model)
-    for dtype in (torch.bfloat16, torch.float16):
-        for lora in (False, True):
-            half = copy.deepcopy(model).to(dtype)
-            half = add_lora(half) if lora else half
-            scores, probes, name = score(half, rows)
-            derivative = derivative_in_float64(half, name, rows, probes)
-            assert rank_correlation(scores.c[:, 0], derivative) > 0.99, (dtype, lora)
+    # Losses of about 4 come in steps of 5e-7 in float32, which are divided by 2ε.
+    np.testing.assert_allclose(scores.c, expected, atol=max(2e-3 * scale, 2.5e-4))
 
 
 def test_reported_loss_is_the_rows_loss():
@@ -135,19 +60,6 @@ def test_reported_loss_is_the_rows_loss():
     reference = copy.deepcopy(model).double().eval()
     expected = [loss_in_float64(reference, row).item() for row in rows]
     np.testing.assert_allclose(scores.loss, expected, rtol=1e-4)
-
-
-def test_row_scores_the_same_whatever_rows_are_beside_it():
-    model, rows = tiny_model("phi", lora=True), make_rows(23)
-    reference, _, _ = score(model, rows, count=2, score_tokens=1 << 20)
-    scale = np.abs(reference.c).max()
-    for score_tokens in (1, 50, 128, 700):
-        found, _, _ = score(model, rows, count=2, score_tokens=score_tokens)
-        np.testing.assert_allclose(found.c, reference.c, atol=2e-3 * scale)
-        np.testing.assert_allclose(found.loss, reference.loss, rtol=1e-6)
-    order = np.random.default_rng(1).permutation(23)
-    shuffled, _, _ = score(model, [rows[i] for i in order], count=2, score_tokens=128)
-    np.testing.assert_allclose(shuffled.c, reference.c[order], atol=2e-3 * scale)
 
 
 def test_scoring_twice_gives_the_same_bits_and_draws_no_global_random_numbers():
@@ -194,46 +106,61 @@ def test_scorer_follows_the_models_weights_after_refresh():
         for parameter in model.parameters():
             parameter.mul_(1.5)
     scorer.refresh()
-    found = scorer.projected_gradients(rows, probes, epsilon=EPSILON, score_tokens=128)
+    found = scorer.score(rows, probes, SelectionConfig(epsilon=EPSILON, score_tokens=128))
     np.testing.assert_array_equal(found.c, score(model, rows)[0].c)
 
 
-def test_all_probes_share_one_trunk_pass():
+@pytest.mark.parametrize("estimator", ["central", "jvp", "exact"])
+def test_all_probes_share_one_trunk_pass_that_stops_before_the_last_layer(estimator):
     model, rows = tiny_model("llama", lora=True), make_rows(8)
     scorer, calls = Scorer(model, "cpu"), []
-    for depth in (0, 2):
+    for depth in (0, 1, 2):
         layer = model.get_base_model().model.layers[depth]
         layer.register_forward_hook(lambda *_, depth=depth: calls.append(depth))
     probes = Probes(scorer.shape, seed=0, step=0, count=5)
-    scorer.projected_gradients(rows, probes, epsilon=EPSILON, score_tokens=1 << 20)
-    assert (calls.count(0), calls.count(2)) == (1, 10)
+    scorer.score(rows, probes, SelectionConfig(estimator=estimator, score_tokens=1 << 20))
+    assert calls == [0, 1]
 
 
 def test_head_sees_answer_tokens_alone_and_few_at_a_time(monkeypatch):
     model, rows = tiny_model("llama", lora=True), make_rows(8)
     expected, _, _ = score(model, rows, score_tokens=1 << 20)
-    monkeypatch.setattr("selector_server.scorer._LOGITS_VALUES", 10 * VOCABULARY)
     seen = []
-    model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    scorer = Scorer(model, "cpu")
-    seen.clear()
-    probes = Probes(scorer.shape, seed=7, step=3, count=1)
-    found = scorer.projected_gradients(rows, probes, epsilon=EPSILON, score_tokens=1 << 20)
+    monkeypatch.setattr("selector_server.scorer._LOGITS_VALUES", 10 * VOCABULARY)
+    monkeypatch.setattr("shared.rowloss.token_losses", lambda *args: seen.append(len(args[1])) or token_losses(*args))
+    found, _, _ = score(model, rows, score_tokens=1 << 20)
     assert max(seen) == 10
     assert sum(seen) == 2 * sum(len(row.input_ids) - row.num_prompt_tokens for row in rows)
     np.testing.assert_allclose(found.c, expected.c, atol=2e-3 * np.abs(expected.c).max())
 
 
-def test_row_without_a_finite_loss_is_nan_and_spoils_no_other():
-    model = tiny_model("llama", lora=True).train()
-    rows = [Row(np.array([5, 6, 7, 8], dtype=np.int32), 2) for _ in range(5)]
-    expected, _, _ = score(model, rows)
-    for bad in (1, 4):
-        rows[bad] = Row(np.array([5, 66, 7, 8], dtype=np.int32), 2)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[66] = torch.nan
-    found, _, _ = score(model, rows)
-    assert found.finite.tolist() == [True, False, True, True, False]
-    assert np.isnan(found.c[~found.finite]).all()
-    np.testing.assert_array_equal(found.c[found.finite], expected.c[found.finite])
-    assert all(module.training for module in model.modules())
+def test_without_probes_there_are_losses_alone():
+    model, rows = tiny_model("gemma2"), make_rows(7)
+    found = Scorer(model, "cpu").score(rows, None, SelectionConfig(pick="loss", score_tokens=64))
+    reference = copy.deepcopy(model).double().eval()
+    np.testing.assert_allclose(found.loss, [loss_in_float64(reference, row).item() for row in rows], rtol=1e-5)
+    assert found.c is found.sketch is found.prompt is None
+
+
+@pytest.mark.parametrize("gradient", [{}, {"estimator": "exact", "gradient_of": "last_blocks", "num_blocks": 2}])
+def test_soft_labels_are_the_prompts_mean_hidden_state_on_its_way_into_the_last_layer(gradient):
+    model, rows = tiny_model("qwen3", lora=True), [*make_rows(6), Row(np.array([5, 6, 7], dtype=np.int32), 0)]
+    selection = SelectionConfig(soft_labels=True, score_tokens=64, **gradient)
+    scorer = Scorer(model, "cpu", gradient_of=selection.gradient_of, num_blocks=selection.num_blocks)
+    found = scorer.score(rows, Probes(scorer.shape, seed=0, step=0, count=1), selection)
+    reference, expected = copy.deepcopy(model).double().eval(), []
+    for row in rows:
+        ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
+        hidden = reference(input_ids=ids, output_hidden_states=True).hidden_states[2][0]
+        expected.append(hidden[: max(row.num_prompt_tokens, 1)].mean(dim=0).detach().numpy())
+    np.testing.assert_allclose(found.prompt, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "phi3", "gpt_neox"])
+def test_weight_is_what_the_probes_are_added_to(kind, lora):
+    model = tiny_model(kind, lora=lora).to(torch.bfloat16)
+    scorer = Scorer(model, "cpu")
+    parameter = dict(model.named_parameters())[scorer.name]
+    np.testing.assert_array_equal(scorer.weight(), parameter.detach().float().numpy()[v_rows(model)])
+    assert scorer.weight().shape == scorer.shape == Probes(scorer.shape, seed=0, step=0, count=1).draw(0).shape

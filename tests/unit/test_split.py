@@ -9,43 +9,21 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils.operations import convert_outputs_to_fp32
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from peft import PromptTuningConfig, get_peft_model
+from transformers import AutoModel
 
+from selector_server import v_projection
 from selector_server.split import Split
 from shared.errors import ModelError
+from tests.small_models import ARCHITECTURES, FUSED, tiny_config, tiny_model, v_rows, with_lora
 
-ARCHITECTURES = ["phi", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"]
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
-EVERYWHERE = torch.ones_like(IDS, dtype=torch.bool)
 
 
-def tiny_config(kind, **changes):
-    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    if kind.startswith(("qwen3", "gemma")):
-        heads["head_dim"] = 8
-    return AutoConfig.for_model(kind, **{**sizes, **heads, **special, **changes})
-
-
-def tiny_model(kind, **changes):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(tiny_config(kind, **changes))
-
-
-def with_lora(model, **changes):
-    settings = {"r": 4, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.5, "task_type": "CAUSAL_LM"} | changes
-    model = get_peft_model(model, LoraConfig(**settings))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-def logits_of(split, dtype=torch.float32):
+def logits_of(split, weight=None, *, where=None):
     with split.quiet():
-        return split.tail.logits(split.tail.hidden(split.trunk(IDS, dtype=dtype), EVERYWHERE)).view(*IDS.shape, -1)
+        logits = split.tail.logits(split.tail.hidden(split.trunk(IDS, where=where), weight))
+    return logits.view(*IDS.shape, -1) if where is None else logits
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -63,9 +41,12 @@ def test_trunk_and_tail_make_the_models_logits_bit_for_bit(kind, tied):
 def test_with_lora_the_perturbed_parameter_is_the_last_b_matrix(kind):
     model = with_lora(tiny_model(kind)).eval()
     split = Split(model)
-    assert split.name == "base_model.model.model.layers.2.self_attn.v_proj.lora_B.default.weight"
-    assert split.shape == (16, 4)
-    assert split.tail.weight.data_ptr() == dict(model.named_parameters())[split.name].data_ptr()
+    module = FUSED[kind][0] if kind in FUSED else "v_proj"
+    parent = "gpt_neox.layers.2.attention" if kind == "gpt_neox" else "model.layers.2.self_attn"
+    assert split.name == f"base_model.model.{parent}.{module}.lora_B.default.weight"
+    parameter = dict(model.named_parameters())[split.name]
+    assert split.shape == tuple(split.tail.weight.shape) == tuple(parameter[v_rows(model)].shape)
+    assert kind in FUSED or split.tail.weight.data_ptr() == parameter.data_ptr()
     with torch.no_grad():
         assert torch.equal(logits_of(split), model(input_ids=IDS).logits)
 
@@ -79,8 +60,7 @@ def test_given_weight_takes_the_place_of_the_perturbed_one_for_one_call():
     model = tiny_model("llama").eval()
     split, other = Split(model), torch.randn(16, 32)
     plain = logits_of(split)
-    with split.quiet():
-        changed = split.tail.logits(split.tail.hidden(split.trunk(IDS), EVERYWHERE, other)).view_as(plain)
+    changed = logits_of(split, other)
     assert torch.equal(logits_of(split), plain)
     with torch.no_grad():
         model.get_parameter(split.name).copy_(other)
@@ -92,11 +72,11 @@ def test_tail_of_a_half_precision_model_is_the_float32_model_from_there_on(dtype
     model = tiny_model("llama").to(dtype).eval()
     split = Split(model)
     with split.quiet():
-        penultimate = split.trunk(IDS)
-        found = split.tail.logits(split.tail.hidden(penultimate, EVERYWHERE))
+        (call,) = (penultimate := split.trunk(IDS)).calls
+        found = split.tail.logits(split.tail.hidden(penultimate))
         assert found.dtype == torch.float32
         model.float()
-        hidden = model.model.layers[-1](*penultimate.args, **penultimate.kwargs)
+        hidden = model.model.layers[-1](*call.args, **call.kwargs)
         assert torch.equal(found, model.lm_head(model.model.norm(hidden)).view_as(found))
 
 
@@ -169,7 +149,7 @@ def test_what_a_model_caches_while_it_is_scored_can_be_trained_with():
     model(input_ids=IDS, labels=IDS).loss.backward()
 
 
-@pytest.mark.parametrize("where", ["layers.1", "layers.2.mlp", "final_layernorm"])
+@pytest.mark.parametrize("where", ["layers.0.mlp", "layers.1"])
 def test_error_in_the_middle_leaves_the_model_as_it_was(where):
     model = training_model()
     split = Split(model)
@@ -212,10 +192,84 @@ def test_float32_products_are_exact_even_where_the_trainer_allows_less():
             backend.fp32_precision = precision
 
 
-@pytest.mark.parametrize(("kind", "fused"), [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value"), ("gpt2", "c_attn")])
-def test_fused_projection_is_refused_and_named(kind, fused):
-    with pytest.raises(ModelError, match=rf"^{kind}: .*no V projections .*looked for v_proj.*{fused}.*use a model"):
-        Split(tiny_model(kind))
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_running_where_it_matters_alone_changes_nothing_there(kind):
+    model = tiny_model(kind, lora=True)
+    split, where = Split(model), torch.tensor([2, 3, 5, 6, 10])
+    torch.manual_seed(1)
+    for weight in (None, torch.randn(split.shape)):
+        everywhere = logits_of(split, weight).flatten(0, 1)[where]
+        torch.testing.assert_close(logits_of(split, weight, where=where), everywhere, rtol=1e-4, atol=1e-5)
+    with split.quiet():
+        batch = split.trunk(IDS, where=where)
+        first = split.tail.hidden(batch, weight)
+        split.tail.hidden(batch)
+        assert torch.equal(split.tail.hidden(batch, weight), first)  # what was kept is what is made anew
+
+
+def modules_run(split, module):
+    """How many positions each call of a module of the tail sees, in two perturbed passes at three positions."""
+    seen = []
+    layer = split.tail.layers[-1]
+    layer.get_submodule(module).register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:-1].numel()))
+    with split.quiet():
+        batch = split.trunk(IDS, where=torch.tensor([2, 3, 10]))
+        for _ in range(2):
+            split.tail.hidden(batch, torch.randn(split.shape))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "calls"),
+    [
+        ("phi", "mlp.fc1", [3]),  # beside attention: once for all perturbations
+        ("llama", "mlp.up_proj", [3, 3]),  # after attention: for each perturbation
+        ("gpt_neox", "mlp.dense_h_to_4h", [3]),
+    ],
+)
+def test_mlp_runs_at_the_wanted_positions_and_for_each_perturbation_only_after_attention(kind, module, calls):
+    assert modules_run(Split(tiny_model(kind)), module) == calls
+
+
+def test_module_with_zero_weights_that_will_be_trained_is_not_taken_for_one_that_does_not_matter():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj", "self_attn.v_proj"):
+            model.model.layers[-1].get_submodule(name).weight.zero_()
+    split, where = Split(model), torch.tensor([2, 3, 10])
+    with torch.no_grad():
+        for parameter in model.model.layers[-1].parameters():
+            parameter.normal_(std=0.3)
+    split.refresh()
+    everywhere = logits_of(split).flatten(0, 1)[where]
+    torch.testing.assert_close(logits_of(split, where=where), everywhere, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_layers", [2, 3])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_tail_of_several_layers_makes_the_models_logits(kind, num_layers):
+    # Gemma's layers attend in turn to everything and to a window of two, with masks of their own.
+    model = tiny_model(kind, **({"sliding_window": 2} if kind.startswith("gemma") else {})).eval()
+    split = Split(model, num_layers=num_layers, perturb=False)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(split), model(input_ids=IDS).logits, rtol=1e-5, atol=1e-6)
+    assert (split.name, split.shape) == ("", ())
+
+
+def test_more_layers_than_there_are_are_refused():
+    with pytest.raises(ModelError, match="num_blocks 4 is more than the 3 layers it has"):
+        Split(tiny_model("llama"), num_layers=4)
+
+
+def test_model_without_a_v_projection_we_know_is_refused_and_its_modules_named():
+    with pytest.raises(ModelError, match=r"^gpt2: .*no V projections .*looked for v_proj.*c_attn.*use a model"):
+        Split(tiny_model("gpt2"))
+
+
+def test_fused_projection_with_v_elsewhere_is_refused(monkeypatch):
+    monkeypatch.setitem(v_projection._FUSED, "query_key_value", v_projection._FUSED["qkv_proj"])
+    with pytest.raises(ModelError, match=r"rows 48 to 63 of attention.query_key_value attention still varies by"):
+        Split(tiny_model("gpt_neox"))
 
 
 def test_lora_that_leaves_the_v_projection_out_is_refused():
@@ -249,7 +303,17 @@ def test_anything_but_a_causal_language_model_is_refused(wrap):
         Split(wrap(tiny_model("llama")))
 
 
-def test_architecture_that_scales_its_logits_is_refused_with_the_difference():
+def test_architecture_that_does_something_else_after_its_head_is_refused_with_the_difference():
     model = tiny_model("granite", logits_scaling=8.0)
+    model.config.logits_scaling = 8.0
+    split_of = type(model).forward
+
+    class Sharper(type(model)):
+        def forward(self, **inputs):
+            output = split_of(self, **inputs)
+            output.logits = output.logits**3
+            return output
+
+    model.__class__ = Sharper
     with pytest.raises(ModelError, match=r"granite: .* are off by \d.* from the model's, which reach \d"):
         Split(model)

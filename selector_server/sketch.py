@@ -1,0 +1,67 @@
+"""Gradients of many weights → a few numbers that keep their inner products: a tensor sketch, new for every step.
+
+A row's gradient of one linear module is G = Σ_t δ_t x_tᵀ. All coordinates of all modules are numbered through, row by
+row, and s_k = Σ σ_a τ_b G_ab over those whose number leaves k when divided by the sketch's width, with random signs σ
+and τ for the rows and columns of each module. So E<s, s'> = <G, G'>, and the standard deviation is at most about
+|G| |G'| √(2 / width), like that of a dense Gaussian projection; nothing is lost where the width is enough for all
+coordinates. A two-sided projection P G Qᵀ of the same size deviates by |G| |G'| √(1/p + 1/q) where gradients are of low
+rank, p · q being a module's share of the width.
+
+Signs belong to the sides of G, so they are applied to δ and x, and only one row's gradient of one module exists at a
+time. The width is a prime, so that the rows of G start at different places: no two coordinates that share a bucket
+share a row or a column of G, unless G is wider than the sketch, and their signs' products are independent.
+
+Source: Pham and Pagh 2013, "Fast and scalable polynomial kernels via explicit feature maps", for the variance.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selector_server.estimators import Flow
+from selector_server.probes import Probes
+from shared.random import Purpose, stream
+
+# Streams of a step below this number are its probes.
+_FIRST_STREAM = 1 << 32
+
+
+def signs(probes: Probes, module: int, sizes: tuple[int, int], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Random signs of both sides of one module's gradient, float32 [d_out] and [d_in].
+
+    Args:
+        probes: Seed and step.
+        module: The module's number.
+        sizes: d_out and d_in.
+        device: Where they go.
+    """
+    bits = stream(probes.seed, Purpose.PROBE, step=probes.step, index=_FIRST_STREAM + module)
+    values = bits.integers(0, 2, sum(sizes)).astype(np.float32) * 2 - 1
+    left, right = torch.from_numpy(values).to(device).split(sizes)
+    return left, right
+
+
+def add_gradients(sketches: Tensor, flow: Flow, left: Tensor, right: Tensor, *, first: int) -> None:
+    """Add one module's gradients to the rows' sketches.
+
+    Args:
+        sketches: float32 [m, width]; changed.
+        flow: What each row's gradient is made of.
+        left: Signs of its rows, [d_out].
+        right: Signs of its columns, [d_in].
+        first: Number of the module's first coordinate.
+    """
+    mine, width = torch.zeros_like(sketches), sketches.shape[1]
+    for sketch, (delta, x) in zip(mine, flow, strict=True):
+        gradient = ((delta * left).T @ (x * right)).flatten()
+        whole = gradient.numel() // width * width
+        sketch += gradient[:whole].view(-1, width).sum(dim=0)
+        sketch[: gradient.numel() - whole] += gradient[whole:]
+    sketches += mine.roll(first % width, dims=1)
+
+
+def prime_width(size: int) -> int:
+    """The largest prime that isn't above `size`; 1 for 1."""
+    return next(n for n in range(size, 0, -1) if all(n % factor for factor in range(2, int(n**0.5) + 1)))
