@@ -16,7 +16,7 @@ __all__ = ["TIE_TOLERANCE", "facility_location", "medoids", "represented"]
 
 # The largest matrix of distances that is held: 16,384 rows.
 _MATRIX_BYTES = 1 << 31
-_BLOCK_VALUES = 1 << 22
+_BLOCK_VALUES = 1 << 20
 
 
 def medoids(features: FloatArray, *, budget: int, metric: Metric, device: torch.device | str = "cpu") -> Picks:
@@ -40,7 +40,7 @@ def medoids(features: FloatArray, *, budget: int, metric: Metric, device: torch.
     Cost: for f = 1, O(m) memory and about O(m · (log² m + budget)) time, see `line`. Else O(m² · f) time for distances,
         and for choosing what `greedy` says. The distances are held while they take at most 2 GiB (16,384 rows), 3 GiB
         with what making them takes. Beyond that they are computed whenever they are asked for, about ten times each,
-        in blocks of 32 MiB: O(m · f) memory. The picks are the same either way.
+        in blocks of 8 MiB: O(m · f) memory. The picks are the same either way.
     Source: paper §4.1, Eq. (6).
     """
     features = np.asarray(features, dtype=np.float64)
@@ -95,7 +95,7 @@ def represented(features: FloatArray, index: IntArray, metric: Metric) -> tuple[
         Of each row the number, from 0, of its nearest pick, int64 [m]: the earliest of those that are as near within
         `TIE_TOLERANCE`. Of each pick its rows, float64 [r]; they sum to m, and are the weights γ.
 
-    Cost: O(m · r · f) time; 32 MiB of distances at a time.
+    Cost: O(m · r · f) time; 8 MiB of distances at a time.
     Source: paper §4.1, the weights γ.
     """
     rows = points(features, metric)
@@ -118,8 +118,10 @@ def _distances(rows: Points) -> tuple[Distances, torch.Tensor]:
     def computed(numbers: torch.Tensor) -> torch.Tensor:
         return distances_between(rows.at(numbers), rows)
 
-    blocks = torch.arange(count, device=rows.values.device).split(_block_rows(count))
-    return computed, torch.stack([computed(block).max() for block in blocks]).max()
+    largest = torch.zeros((), dtype=torch.float64, device=rows.values.device)
+    for block in torch.arange(count, device=rows.values.device).split(_block_rows(count)):
+        torch.maximum(largest, computed(block).max(), out=largest)
+    return computed, largest
 
 
 def _block_rows(width: int) -> int:

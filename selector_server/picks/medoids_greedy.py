@@ -68,8 +68,12 @@ def greedy(distances: Distances, *, reach: Tensor, budget: int) -> tuple[IntArra
 
 def _gains(distances: Distances, cover: Tensor, rows: Tensor) -> Tensor:
     """What picking each of `rows` would gain, [k]."""
-    blocks = rows.split(_block_rows(len(cover)))  # no rows are one empty block
-    return torch.cat([torch.clamp_min(cover - distances(block), 0.0).sum(dim=1) for block in blocks])
+    size = _block_rows(len(cover))
+    # Into memory that is there: small results that outlive a block would keep the allocator from reusing its room.
+    gains = cover.new_empty(len(rows))
+    for block, part in zip(rows.split(size), gains.split(size), strict=True):
+        torch.sum(torch.clamp_min(cover - distances(block), 0.0), dim=1, out=part)
+    return gains
 
 
 def _lost(distances: Distances, rows: Tensor, before: Tensor, after: Tensor, *, width: int) -> Tensor:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -223,6 +226,27 @@ def test_rows_past_the_memory_bound_are_compared_in_small_blocks(monkeypatch):
     assert max(asked) <= 5_000
 
 
+# In a process of its own, whose peak no other test has raised.
+PEAK_OF_MEDOIDS = """
+import resource
+import numpy as np
+import torch
+import selector_server.picks.medoids as module
+torch.set_num_threads(1)
+module._MATRIX_BYTES = 0
+features = np.random.default_rng(0).standard_normal((12_000, 2))
+module.medoids(features[:50], budget=5, metric="l1")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+module.medoids(features, budget=1, metric="l1")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / before)
+"""
+
+
+def test_rows_past_the_memory_bound_take_far_less_memory_than_their_distances_would():
+    found = subprocess.run([sys.executable, "-c", PEAK_OF_MEDOIDS], capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 2  # 1.2 GB of distances would make it several times as much
+
+
 @METRICS
 @pytest.mark.parametrize("width", [1, 2, 50, 600])
 @pytest.mark.parametrize("offset", [0.0, 1e3])
@@ -287,3 +311,11 @@ def test_a_budget_outside_the_rows_is_refused(budget):
 def test_features_that_cannot_be_compared_are_refused(features):
     with pytest.raises(SelectionError, match=r"must be \[m, f\] with f >= 1, and finite"):
         medoids(features, budget=1, metric="l1")
+
+
+def test_rounding_does_not_decide_between_two_picks_that_are_as_near():
+    features = np.array([[0.3], [0.1], [0.2]])
+    assert abs(0.2 - 0.1) > abs(0.3 - 0.2)  # by one rounding
+    owner, counts = represented(features, np.array([1, 0]), "l1")
+    assert owner.tolist() == [1, 0, 0]
+    assert counts.tolist() == [2.0, 1.0]
