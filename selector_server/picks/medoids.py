@@ -40,7 +40,7 @@ def medoids(features: FloatArray, *, budget: int, metric: Metric, device: torch.
     Cost: for f = 1, O(m) memory and about O(m · (log² m + budget)) time, see `line`. Else O(m² · f) time for distances,
         and for choosing what `greedy` says. The distances are held while they take at most 2 GiB (16,384 rows), 3 GiB
         with what making them takes. Beyond that they are computed whenever they are asked for, about ten times each,
-        in blocks of 8 MiB: O(m · f) memory. The picks are the same either way.
+        in blocks of 8 MiB: O(m · f) memory. The picks are the same either way, but for wide features' rounding.
     Source: paper §4.1, Eq. (6).
     """
     features = np.asarray(features, dtype=np.float64)
