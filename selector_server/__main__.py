@@ -11,6 +11,9 @@ from pathlib import Path
 from shared.cli import add_config_argument, read_config, run_command
 from shared.errors import ConfigError
 
+# Tables that go to a file or a pipe have no terminal to fit into.
+_FILE_WIDTH = 120
+
 
 def main() -> None:
     """Parse arguments and run one command; every error of ours is one line and an exit code other than 0."""
@@ -84,8 +87,11 @@ def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
         )
     config = {"config": read_config(arguments, rest)} if on_own_model else {}
     module = import_module(f"selector_server.bench.{arguments.name.replace('-', '_')}")
-    module.run(out=arguments.out, quick=arguments.quick, console=Console(), **config)
-    Console().print(f"result.json and the picture are in {arguments.out}")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
+    module.run(out=arguments.out, quick=arguments.quick, console=console, **config)
+    console.print(f"result.json and the picture are in {arguments.out}")
 
 
 _COMMANDS = {"prepare": _prepare, "serve": _serve, "status": _status, "bench": _bench}

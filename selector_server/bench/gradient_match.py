@@ -36,6 +36,7 @@ from shared.selection_config import SelectionConfig
 
 _SEED = 11
 _EXACT = {"estimator": "exact", "gradient_of": "last_blocks"}
+_PROBES = {"estimator": "exact", "num_probes": 16}
 
 # What each arm changes of the config; `r` and `b` stand for the setting's sizes.
 ARMS: dict[str, dict[str, Any]] = {
@@ -55,34 +56,38 @@ ARMS: dict[str, dict[str, Any]] = {
     "paper + soft labels": {"soft_labels": True},
     "paper, proportional": {"quotas": "proportional"},
     "paper, balanced": {"quotas": "balanced"},
-    "paper, 16 probes": {"num_probes": 16},
-    "paper, 16 probes + gamma": {"num_probes": 16, "weighting": "gamma"},
+    "16 probes, facility location": {**_PROBES},
+    "16 probes, facility location + gamma": {**_PROBES, "weighting": "gamma"},
+    "16 probes, local pivotal": {**_PROBES, "pick": "local_pivotal", "inclusion": "norm"},
+    "16 probes, matching pursuit": {**_PROBES, "pick": "matching_pursuit"},
     "exact, facility location": {**_EXACT},
     "exact, facility location + gamma": {**_EXACT, "weighting": "gamma"},
     "exact, clusters": {**_EXACT, "pick": "clusters"},
     "exact, local pivotal": {**_EXACT, "pick": "local_pivotal", "inclusion": "norm"},
     "exact, local pivotal, equal": {**_EXACT, "pick": "local_pivotal"},
     "exact, cube": {**_EXACT, "pick": "cube", "inclusion": "norm"},
-    "16 probes, local pivotal": {"num_probes": 16, "pick": "local_pivotal", "inclusion": "norm"},
-    "16 probes, matching pursuit": {"num_probes": 16, "pick": "matching_pursuit"},
     "matched, no feedback": {"preset": "matched", "feedback": 0.0},
     "matched, 2 blocks": {"preset": "matched", "num_blocks": 2},
 }
+# Arms that no other arm shares its scores with; `--quick` leaves them out.
+_SLOW_ARMS = ("loss", "paper, jvp", "paper + soft labels", "matched, 2 blocks")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: sub-batch size r, large batches a point, rows of the population, points of the run."""
+    """How much is measured, of which arms; `points` are steps of the training run, `rounds` time the costs."""
 
     sub_batch_size: int
     large_batches: int
     population: int
     points: list[int]
     rounds: int
+    arms: dict[str, dict[str, Any]]
 
 
-QUICK = Plan(sub_batch_size=16, large_batches=40, population=1024, points=[60], rounds=3)
-FULL = Plan(sub_batch_size=32, large_batches=60, population=4096, points=[20, 100, 400], rounds=5)
+_QUICK_ARMS = {name: changes for name, changes in ARMS.items() if name not in _SLOW_ARMS}
+QUICK = Plan(sub_batch_size=16, large_batches=40, population=1024, points=[60], rounds=3, arms=_QUICK_ARMS)
+FULL = Plan(sub_batch_size=32, large_batches=48, population=4096, points=[20, 100, 400], rounds=5, arms=ARMS)
 
 
 def run(*, out: Path, quick: bool, console: Console, config: Config | None = None) -> dict[str, Any]:
@@ -125,25 +130,25 @@ def _measure(world: World, plan: Plan, console: Console) -> list[dict[str, Any]]
         console.print(f"after {done} steps of training: {plan.large_batches} large batches of each size")
         population = population_gradient(model, world.store, plan.population)
         for b, _ in sizes:
-            found[b, r].append(_at_point(model, world.store, population, b=b, r=r, batches=plan.large_batches))
+            found[b, r].append(_at_point(model, world.store, population, plan, b=b))
             if done == plan.points[-1]:
-                costs[b, r] = _costs(model, world.store, b=b, r=r, rounds=plan.rounds)
-    return [_setting(b, r, plan.points, found[b, r], costs[b, r]) for b, r in sizes]
+                costs[b, r] = _costs(model, world.store, plan, b=b)
+    return [_setting(b, plan, found[b, r], costs[b, r]) for b, r in sizes]
 
 
 def _at_point(
-    model: Any, store: Store, population: npt.NDArray[np.float64], *, b: int, r: int, batches: int
+    model: Any, store: Store, population: npt.NDArray[np.float64], plan: Plan, *, b: int
 ) -> dict[str, Errors]:
     """Every arm's errors over the same large batches."""
-    configs = {name: arm_config(changes, b=b, r=r) for name, changes in ARMS.items()}
+    configs = {name: arm_config(changes, b=b, r=plan.sub_batch_size) for name, changes in plan.arms.items()}
     shared = SharedScores()
     engines = {
         name: SharingEngine(model, store, config, run=name, seed=_SEED, shared=shared)
         for name, config in configs.items()
     }
-    histories = dict.fromkeys(ARMS, b"")
-    tally = {name: Tally(population) for name in ARMS}
-    for step in range(batches):
+    histories = dict.fromkeys(configs, b"")
+    tally = {name: Tally(population) for name in configs}
+    for step in range(plan.large_batches):
         rows = draw_large_batch(store.source_rows, configs["random_b"], seed=_SEED, step=step)
         gradients = row_gradients(model, store, rows)
         large = gradients.mean(axis=0)
@@ -154,41 +159,49 @@ def _at_point(
             histories[name], selection = selected.history, selected.selection
             picked = gradients[[place[int(row)] for row in selection.index]]
             tally[name].add(large, selection.weight.astype(np.float64) @ picked / b)
-    return {name: tally[name].errors() for name in ARMS}
+    return {name: tally[name].errors() for name in configs}
 
 
-def _costs(model: Any, store: Store, *, b: int, r: int, rounds: int) -> dict[str, float]:
+def _costs(model: Any, store: Store, plan: Plan, *, b: int) -> dict[str, float]:
     """Each arm's time for a selection, relative to the paper preset's; arms that score nothing cost almost nothing."""
     engines = {
-        name: SelectionEngine(model, store, arm_config(changes, b=b, r=r), run=name, seed=_SEED)
-        for name, changes in ARMS.items()
+        name: SelectionEngine(model, store, arm_config(changes, b=b, r=plan.sub_batch_size), run=name, seed=_SEED)
+        for name, changes in plan.arms.items()
     }
-    seconds = time_in_turns({name: partial(engine.select, 0, 0) for name, engine in engines.items()}, rounds=rounds)
-    return {name: median_ratio(seconds[name], seconds["paper"]) for name in ARMS}
+    seconds = time_in_turns(
+        {name: partial(engine.select, 0, 0) for name, engine in engines.items()}, rounds=plan.rounds
+    )
+    return {name: median_ratio(seconds[name], seconds["paper"]) for name in plan.arms}
 
 
-def _setting(
-    b: int, r: int, steps: Sequence[int], found: Sequence[Mapping[str, Errors]], costs: Mapping[str, float]
-) -> dict[str, Any]:
+def _setting(b: int, plan: Plan, found: Sequence[Mapping[str, Errors]], costs: Mapping[str, float]) -> dict[str, Any]:
     """One setting's part of the result: over all points, and at each."""
-    arms = {name: dataclasses.asdict(over_points([point[name] for point in found])) for name in ARMS}
+    arms = {name: dataclasses.asdict(over_points([point[name] for point in found])) for name in plan.arms}
     at_points = {
-        str(step): {name: dataclasses.asdict(point[name]) for name in ARMS}
-        for step, point in zip(steps, found, strict=True)
+        str(step): {name: dataclasses.asdict(errors) for name, errors in point.items()}
+        for step, point in zip(plan.points, found, strict=True)
     }
-    return {"b": b, "r": r, "arms": {name: {**arms[name], "cost": costs[name]} for name in ARMS}, "points": at_points}
+    with_costs = {name: {**errors, "cost": costs[name]} for name, errors in arms.items()}
+    return {"b": b, "r": plan.sub_batch_size, "arms": with_costs, "points": at_points}
 
 
 def _table(setting: Mapping[str, Any]) -> Table:
     arms, r = setting["arms"], setting["r"]
-    base, double = arms["random_r"], arms["random_2r"]
-    table = Table(title=f"b = {setting['b']}, r = {r}: errors relative to the gradient they are compared with")
-    for column in ("arm", "to large batch", "± s.e.", "× random r", "bias", "floor", "to population", "× random 2r"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    table.add_column("cost × paper", justify="right")
+    base, double = arms["random_r"]["error_large_batch"], arms["random_2r"]["error_population"]
+    table = Table(title=f"r = {r} of b = {setting['b']}: errors relative to the gradient they are compared with")
+    table.add_column("arm", no_wrap=True)
+    for column in ("to large batch", "x random r", "bias", "its floor", "to population", "x random 2r", "cost x paper"):
+        table.add_column(column, justify="right")
     for name, arm in arms.items():
         error, population = arm["error_large_batch"], arm["error_population"]
-        numbers = [error, arm["stderr"], error / base["error_large_batch"], arm["bias_large_batch"], arm["bias_floor"]]
-        numbers += [population, population / double["error_population"], arm["cost"]]
-        table.add_row(name, *(f"{number:.3f}" for number in numbers[:2]), *(f"{number:.2f}" for number in numbers[2:]))
+        table.add_row(
+            name,
+            f"{error:.3f} ± {arm['stderr']:.3f}",
+            f"{error / base:.2f}",
+            f"{arm['bias_large_batch']:.3f}",
+            f"{arm['bias_floor']:.3f}",
+            f"{population:.3f}",
+            f"{population / double:.2f}",
+            f"{arm['cost']:.2f}",
+        )
     return table
