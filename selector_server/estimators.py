@@ -17,10 +17,11 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from selector_server.head import token_gradients, token_losses
 from selector_server.probes import Probes
 from selector_server.tail import Penultimate, Tail
 from shared.errors import ModelError
-from shared.rowloss import Answers, row_losses_at_answers, row_means, token_losses
+from shared.rowloss import Answers, row_means
 
 # Blocks of gradients and probes are made so that they hold about this many values (16 MiB in float32).
 _BLOCK_VALUES = 1 << 22
@@ -35,12 +36,10 @@ class MicroBatch:
     Attributes:
         penultimate: From the trunk; it wants the answers' positions.
         answers: Where and what they are.
-        chunk_tokens: Most answer tokens that have logits at one time.
     """
 
     penultimate: Penultimate
     answers: Answers
-    chunk_tokens: int
 
 
 class PlacedProbes:
@@ -73,7 +72,7 @@ class Estimator(Protocol):
 def losses(tail: Tail, batch: MicroBatch, weight: Tensor | None = None) -> Tensor:
     """Losses with `weight` in place of the perturbed one, float64 [m]."""
     hidden = tail.hidden(batch.penultimate, weight)
-    return row_losses_at_answers(hidden, tail.logits, batch.answers, chunk_tokens=batch.chunk_tokens)
+    return row_means(token_losses(hidden, tail.head, batch.answers.targets), batch.answers)
 
 
 def central(tail: Tail, batch: MicroBatch, probes: PlacedProbes, *, epsilon: float) -> Found:
@@ -94,21 +93,18 @@ def central(tail: Tail, batch: MicroBatch, probes: PlacedProbes, *, epsilon: flo
 def jvp(tail: Tail, batch: MicroBatch, probes: PlacedProbes, *, epsilon: float) -> Found:
     """c_ij = <∇L_i, z_j> in forward mode: what the central difference tends to, without an ε.
 
-    Cost: n passes of the tail that compute twice as much. Attention in its plain form, since the fused one has no
-        forward mode on a CPU: O(m · heads · T²) memory.
+    Cost: n passes of the tail that compute twice as much, and the head there and back once, whatever n. Attention in
+        its plain form, since the fused one has no forward mode on a CPU: O(m · heads · T²) memory.
     """
-    c, loss = [], torch.empty(0)
+    tangents, values, upstream = [], torch.empty(0), torch.empty(0)
     for j in range(probes.count):
-        primals, tangents = [], []
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-            hidden = tail.hidden(batch.penultimate, forward_ad.make_dual(tail.weight, probes.draw(j)))
-            for piece, targets in _chunks(batch, hidden):
-                primal, tangent = forward_ad.unpack_dual(token_losses(tail.logits(piece), targets))
-                primals.append(primal)
-                tangents.append(tangent)
-        loss = row_means(torch.cat(primals), batch.answers)
-        c.append(row_means(torch.cat(tangents), batch.answers))
-    return {"loss": loss, "c": torch.stack(c, dim=1)}
+            dual = tail.hidden(batch.penultimate, forward_ad.make_dual(tail.weight, probes.draw(j)))
+            hidden, tangent = forward_ad.unpack_dual(dual)
+        if j == 0:
+            values, upstream = token_gradients(hidden, tail.head, batch.answers.targets)
+        tangents.append(row_means((upstream * tangent).sum(dim=1), batch.answers))
+    return {"loss": row_means(values, batch.answers), "c": torch.stack(tangents, dim=1)}
 
 
 def exact(tail: Tail, batch: MicroBatch, probes: PlacedProbes, *, epsilon: float) -> Found:
@@ -161,29 +157,13 @@ def flows(tail: Tail, batch: MicroBatch, modules: list[nn.Module]) -> tuple[Tens
             "in a forward, not once: their rows' gradients can't be told apart, use estimator 'central'"
         )
     inputs, outputs = zip(*(seen[module][0] for module in modules), strict=True)
-    loss, upstream = _head_gradient(tail, batch, hidden.detach())
-    deltas = torch.autograd.grad(hidden, outputs, upstream, materialize_grads=True)
-    return loss, [
+    values, upstream = token_gradients(hidden.detach(), tail.head, batch.answers.targets)
+    share = batch.answers.counts.repeat_interleave(batch.answers.counts).reciprocal()
+    deltas = torch.autograd.grad(hidden, outputs, upstream * share[:, None], materialize_grads=True)
+    return row_means(values, batch.answers), [
         list(zip(_rows(delta, batch), _rows(x.detach(), batch), strict=True))
         for delta, x in zip(deltas, inputs, strict=True)
     ]
-
-
-def _head_gradient(tail: Tail, batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows' losses, float64 [m], and the derivative of each by its own hidden states, [num_answers, d]."""
-    share = batch.answers.counts.repeat_interleave(batch.answers.counts).reciprocal().to(hidden.dtype)
-    found, gradients = [], []
-    for (piece, targets), part in zip(_chunks(batch, hidden), share.split(batch.chunk_tokens), strict=True):
-        with torch.enable_grad():
-            values = token_losses(tail.logits(piece.requires_grad_()), targets)
-        gradients.append(torch.autograd.grad(values, piece, part)[0])
-        found.append(values.detach())
-    return row_means(torch.cat(found), batch.answers), torch.cat(gradients)
-
-
-def _chunks(batch: MicroBatch, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Hidden states and targets, so many that their logits fit."""
-    return zip(hidden.split(batch.chunk_tokens), batch.answers.targets.split(batch.chunk_tokens), strict=True)
 
 
 @contextmanager

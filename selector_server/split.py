@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
 from selector_server.economy import economise
-from selector_server.tail import Call, LogitMap, Penultimate, Tail, cast
+from selector_server.head import LogitMap, token_losses
+from selector_server.tail import Call, Penultimate, Tail, cast
 from selector_server.v_projection import find_v_projection
 from shared.errors import ModelError
 
@@ -65,7 +67,7 @@ class Split:
             self.shape = (len(parameter) if v.rows is None else len(v.rows), parameter.shape[1])
         self.vocab_size = int(self._head.weight.shape[0])
         with self.quiet():
-            self.tail = Tail(self.layers, self._find_modules_after(), self._head, v)
+            self.tail = Tail(self.layers, self._find_modules_after(), self._head, width=self._head.weight.shape[1], v=v)
             self._verify()
             if v is not None and v.fused is not None and v.rows is not None:
                 self._verify_fused(v.fused, v.rows)
@@ -203,16 +205,18 @@ class Split:
         """Spare the tail what doesn't matter, and verify that nothing else was lost."""
         sample = self._sample()
         where = torch.tensor([1, 4, 9], device=sample.device)
+        targets = sample.flatten()[where + 1]
         weight = self.tail.weight * 1.5 + 0.1 if self.tail.v is not None else None
-        expected = self.tail.hidden(self.trunk(sample), weight).index_select(0, where)
+        everywhere = self.tail.logits(self.tail.hidden(self.trunk(sample), weight))
+        expected = F.cross_entropy(everywhere[where], targets, reduction="none")
         economise(self.tail, self.trunk(sample, where=where))
         wanted = self.trunk(sample, where=where)
         self.tail.hidden(wanted)
-        off, scale = (self.tail.hidden(wanted, weight) - expected).abs().max().item(), expected.abs().max().item()
-        if not off <= 1e-4 * scale:
+        found = token_losses(self.tail.hidden(wanted, weight), self.tail.head, targets)
+        if not torch.allclose(found.float(), expected, rtol=1e-4, atol=1e-4):
             raise ModelError(
-                f"{self._kind}: its last layer gives hidden states that are off by {off:.3g} of {scale:.3g} when it "
-                "runs where they are wanted alone: this architecture isn't supported"
+                f"{self._kind}: losses are {found.tolist()} when the tail runs where they are wanted alone, and "
+                f"{expected.tolist()} when it runs everywhere: this architecture isn't supported"
             )
 
     def _sample(self) -> Tensor:
@@ -225,13 +229,13 @@ class _LastLayerReached(Exception):  # noqa: N818 - not an error, it stops a for
 
 def _logit_maps(config: Any) -> list[LogitMap]:
     """What models are known to do after their head, by what their configs call it; the plain head first."""
-    maps: list[LogitMap] = [lambda logits: logits]
+    maps = [LogitMap()]
     if cap := getattr(config, "final_logit_softcapping", None):
-        maps.append(lambda logits: torch.tanh(logits / cap) * cap)  # Gemma 2
+        maps.append(LogitMap(cap=cap))  # Gemma 2
     if divisor := getattr(config, "logits_scaling", None):
-        maps.append(lambda logits: logits / divisor)  # Granite
+        maps.append(LogitMap(factor=1 / divisor))  # Granite
     if factor := getattr(config, "logit_scale", None):
-        maps.append(lambda logits: logits * factor)  # Cohere
+        maps.append(LogitMap(factor=factor))  # Cohere
     return maps
 
 

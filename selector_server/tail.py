@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selector_server.head import Head, LogitMap
 from selector_server.v_projection import VProjection
-
-LogitMap = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +57,19 @@ class Tail:
         layers: The copies of the last layers; hooks on them are ours.
         v: The linear module that is perturbed, in the last of them; None where nothing is.
         v_rows: V's rows of its weight; None for all.
-        logit_map: What the model does after its head, such as a soft-cap.
+        logit_map: What the model does after its head, such as a soft-cap; set it before `take`.
+        head: The head as a matrix, and that.
         running: What `hidden` is being called with, for modules that need to know.
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], after: Sequence[nn.Module], head: nn.Module, v: VProjection | None
+        self,
+        layers: Sequence[nn.Module],
+        after: Sequence[nn.Module],
+        head: nn.Module,
+        *,
+        width: int,
+        v: VProjection | None,
     ) -> None:
         """Copy the modules; they have no weights before `take`.
 
@@ -71,21 +77,24 @@ class Tail:
             layers: The model's last layers.
             after: What the decoder calls after them, in call order.
             head: Hidden states to logits.
+            width: Size of a hidden state.
             v: What is perturbed in the last layer; None where nothing is.
         """
         self._pairs: dict[nn.Module, nn.Module] = {}
         self.layers = [self._copy(module) for module in layers]
-        self._after, self._head = [self._copy(module) for module in after], self._copy(head)
+        self._after, self._last = [self._copy(module) for module in after], self._copy(head)
         self.v: nn.Module | None = None if v is None else self.layers[-1].get_submodule(v.module)
         self.v_rows = None if v is None else v.rows
-        self.logit_map: LogitMap = lambda logits: logits
+        self.logit_map = LogitMap()
         self.running: Penultimate | None = None
+        self._width = width
 
     def take(self, dtype: torch.dtype | None = torch.float32) -> None:
         """Take the model's weights of now, as `dtype`; None leaves each as it is. Equal ones share memory."""
         for module, twin in self._pairs.items():
             twin._parameters = {n: p if p is None else cast(p.detach(), dtype) for n, p in module._parameters.items()}
             twin._buffers = {n: b if b is None else cast(b.detach(), dtype) for n, b in module._buffers.items()}
+        self.head = Head.of(self._last, self._width, self.logit_map)
 
     @property
     def weight(self) -> Tensor:
@@ -117,8 +126,8 @@ class Tail:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [n, V] of hidden states [n, d]."""
-        return self.logit_map(self._head(hidden))
+        """Logits [n, V] of hidden states [n, d], all at once."""
+        return self.logit_map(self._last(hidden))
 
     @contextmanager
     def _running(self, penultimate: Penultimate, weight: Tensor | None) -> Iterator[None]:

@@ -6,7 +6,7 @@ not depend on the rows beside it: padding is on the right, where causal attentio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,32 +87,8 @@ def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
     Cost: beside the logits, float32 values for answer positions alone.
     """
     answers = find_answers(labels)
-    return row_means(token_losses(logits[answers.predicting], answers.targets), answers).float()
-
-
-def row_losses_at_answers(
-    hidden: Tensor, head: Callable[[Tensor], Tensor], answers: Answers, *, chunk_tokens: int
-) -> Tensor:
-    """Loss of each row from the hidden states at its answers, for scoring.
-
-    Args:
-        hidden: What the head reads, [num_answers, d], in the order of `answers.targets`.
-        head: Hidden states [n, d] → logits [n, V].
-        answers: Of the same batch.
-        chunk_tokens: Most answer tokens that have logits at one time, >= 1.
-
-    Returns:
-        float64 [m]; unrounded, since a central difference divides what rounding leaves by 2ε.
-
-    Cost: O(chunk_tokens · V) memory, whatever the number of tokens.
-    """
-    pieces = zip(hidden.split(chunk_tokens), answers.targets.split(chunk_tokens), strict=True)
-    return row_means(torch.cat([token_losses(head(h), targets) for h, targets in pieces]), answers)
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log likelihood of each target [n], float32 [n], from logits [n, V]."""
-    return F.cross_entropy(logits.float(), targets, reduction="none")
+    token_losses = F.cross_entropy(logits[answers.predicting].float(), answers.targets, reduction="none")
+    return row_means(token_losses, answers).float()
 
 
 def row_means(values: Tensor, answers: Answers) -> Tensor:
