@@ -12,7 +12,7 @@ from shared.cli import add_config_argument, read_config, run_command
 from shared.errors import ConfigError
 
 # Tables that go to a file or a pipe have no terminal to fit into.
-_FILE_WIDTH = 120
+_FILE_WIDTH = 132
 
 
 def main() -> None:

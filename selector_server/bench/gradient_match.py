@@ -188,10 +188,13 @@ def _setting(b: int, plan: Plan, found: Sequence[Mapping[str, Errors]], costs: M
 def _table(setting: Mapping[str, Any]) -> Table:
     arms, r = setting["arms"], setting["r"]
     base, double = arms["random_r"]["error_large_batch"], arms["random_2r"]["error_population"]
-    table = Table(title=f"r = {r} of b = {setting['b']}: errors relative to the gradient they are compared with")
+    title = (
+        f"r = {r} of b = {setting['b']}: error to the large batch's gradient and the population's; cost of the paper's"
+    )
+    table = Table(title=title)
     table.add_column("arm", no_wrap=True)
-    for column in ("to large batch", "x random r", "bias", "its floor", "to population", "x random 2r", "cost x paper"):
-        table.add_column(column, justify="right")
+    for column in ("large batch", "x random r", "bias", "floor", "population", "x random 2r", "cost"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, arm in arms.items():
         error, population = arm["error_large_batch"], arm["error_population"]
         table.add_row(
