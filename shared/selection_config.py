@@ -92,7 +92,7 @@ class SelectionConfig(Branch):
     ridge: Annotated[float, Field(gt=0)] = 0.03
     # And how much of what earlier steps' picks left out is added to the next target, of which `feedback_decay` remains
     # after every step; 0 forgets it.
-    feedback: Annotated[float, Field(ge=0, le=1)] = 0.5
+    feedback: Annotated[float, Field(ge=0, le=1)] = 0.6
     feedback_decay: Annotated[float, Field(gt=0, le=1)] = 0.99
 
     @model_validator(mode="before")
