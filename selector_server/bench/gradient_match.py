@@ -87,7 +87,7 @@ class Plan:
 
 _QUICK_ARMS = {name: changes for name, changes in ARMS.items() if name not in _SLOW_ARMS}
 QUICK = Plan(sub_batch_size=16, large_batches=48, population=768, points=[60], rounds=2, arms=_QUICK_ARMS)
-FULL = Plan(sub_batch_size=32, large_batches=48, population=4096, points=[20, 100, 400], rounds=5, arms=ARMS)
+FULL = Plan(sub_batch_size=32, large_batches=48, population=4096, points=[20, 200], rounds=3, arms=ARMS)
 
 
 def run(*, out: Path, quick: bool, console: Console, config: Config | None = None) -> dict[str, Any]:

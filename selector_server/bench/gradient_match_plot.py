@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_BLUE, _GREY, _ORANGE = "#0072B2", "#999999", "#D55E00"
+from shared.selection_config import PRESETS
+
+_BLUE, _SKY, _GREY, _ORANGE = "#0072B2", "#9CC9E3", "#999999", "#D55E00"
 
 
 def draw(settings: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One panel a setting: bars of the error to the large batch, dots of the bias, the arms sorted by error."""
+    """One panel a setting: bars of the error to the large batch, dots of the bias, the arms sorted by error.
+
+    Presets are dark blue, random sampling is grey; a dotted line marks the error of r random rows.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -22,7 +27,7 @@ def draw(settings: Sequence[Mapping[str, Any]], path: Path) -> None:
         arms = {name: arm for name, arm in setting["arms"].items() if name != "random_b"}
         names = sorted(arms, key=lambda name: -arms[name]["error_large_batch"])
         errors = [arms[name]["error_large_batch"] for name in names]
-        colors = [_GREY if name.startswith("random") else _BLUE for name in names]
+        colors = [_GREY if name.startswith("random") else _BLUE if name in PRESETS else _SKY for name in names]
         axis.barh(names, errors, xerr=[arms[name]["stderr"] for name in names], color=colors, height=0.7)
         biases = [arms[name]["bias_large_batch"] for name in names]
         floors = [arms[name]["bias_floor"] for name in names]
