@@ -4,8 +4,9 @@ A row's gradient of one linear module is G = Σ_t δ_t x_tᵀ. All coordinates o
 row, and s_k = Σ σ_a τ_b G_ab over those whose number leaves k when divided by the sketch's width, with random signs σ
 and τ for the rows and columns of each module. So E<s, s'> = <G, G'>, and the standard deviation is at most about
 |G| |G'| √(2 / width), like that of a dense Gaussian projection; nothing is lost where the width is enough for all
-coordinates. A two-sided projection P G Qᵀ of the same size deviates by |G| |G'| √(1/p + 1/q) where gradients are of low
-rank, p · q being a module's share of the width.
+coordinates. On a small Phi that had been trained, distances correlate with the true ones by 0.968, 0.986, 0.992, 0.997
+at a width of 128, 256, 512, 1,024; those of a two-sided projection P G Qᵀ of each module, of the same size in all, by
+0.855, 0.893, 0.923, 0.958, since where gradients are of low rank it deviates by √(1/p + 1/q), p · q being a share.
 
 Signs belong to the sides of G, so they are applied to δ and x, and only one row's gradient of one module exists at a
 time. The width is a prime, so that the rows of G start at different places: no two coordinates that share a bucket

@@ -57,18 +57,19 @@ def test_forward_and_reverse_mode_give_the_derivatives_of_the_whole_model_in_flo
         np.testing.assert_allclose(scores.loss, losses, rtol=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("kind", ["phi", "llama", "gemma2", "gpt_neox", "phi3"])
-def test_half_precision_trunk_ranks_rows_like_the_derivative_in_float64(kind, estimator):
+def test_half_precision_trunk_ranks_rows_like_the_derivative_in_float64(kind):
     model, rows = tiny_model(kind), make_rows(32)
     train_a_little(model)
     for dtype in (torch.bfloat16, torch.float16):
         for lora in (False, True):
             half = copy.deepcopy(model).to(dtype)
             half = with_lora(half) if lora else half
-            scores, probes, name = score(half, rows, estimator=estimator)
+            found = {estimator: score(half, rows, estimator=estimator) for estimator in ESTIMATORS}
+            _, probes, name = found["central"]
             derivatives = derivatives_in_float64(half, name, rows, probes)
-            assert rank_correlation(scores.c[:, 0], derivatives[:, 0]) >= 0.99, (dtype, lora)
+            for estimator, (scores, _, _) in found.items():
+                assert rank_correlation(scores.c[:, 0], derivatives[:, 0]) >= 0.99, (dtype, lora, estimator)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -19,8 +19,8 @@ from shared.selection_config import SelectionConfig
 from tests.small_models import gradients_in_float64, loss_in_float64, make_rows, tiny_model, train_a_little, with_lora
 
 
-def sketches(model, rows, *, size=1024, step=3, num_blocks=1, score_tokens=128):
-    scorer = Scorer(model, "cpu", gradient_of="last_blocks", num_blocks=num_blocks)
+def sketches(model, rows, *, size=1024, step=3, num_blocks=1, score_tokens=128, scorer=None):
+    scorer = scorer or Scorer(model, "cpu", gradient_of="last_blocks", num_blocks=num_blocks)
     selection = SelectionConfig(
         estimator="exact", gradient_of="last_blocks", num_blocks=num_blocks, sketch_size=size, score_tokens=score_tokens
     )
@@ -74,8 +74,8 @@ def test_inner_products_of_sketches_are_on_average_those_of_the_last_blocks_grad
     gradients = last_block_gradients(model, rows, num_blocks)
     expected = gradients @ gradients.T
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
-    steps = 40
-    found = [sketches(model, rows, step=step, num_blocks=num_blocks).sketch for step in range(steps)]
+    steps, scorer = 40, Scorer(model, "cpu", gradient_of="last_blocks", num_blocks=num_blocks)
+    found = [sketches(model, rows, step=i, num_blocks=num_blocks, scorer=scorer).sketch for i in range(steps)]
     products = np.stack([s @ s.T for s in found])
     # A dense projection to 1,021 numbers deviates by √((1 + cos²) / 1021), at most 0.044.
     deviations = ((products - expected) / scale).std(axis=0)
