@@ -81,13 +81,13 @@ def central(tail: Tail, batch: MicroBatch, probes: PlacedProbes, *, epsilon: flo
     Cost: 2n passes of the tail.
     Source: paper §4.2, Eq. (7) and (8), Algorithm 1.
     """
-    c, total = [], torch.zeros((), dtype=torch.float64)
+    c, middle = [], []
     for j in range(probes.count):
         offset = epsilon * probes.draw(j)
         plus, minus = losses(tail, batch, tail.weight + offset), losses(tail, batch, tail.weight - offset)
         c.append((plus - minus) / (2 * epsilon))
-        total = (plus + minus) / (2 * probes.count) + total.to(plus.device)
-    return {"loss": total, "c": torch.stack(c, dim=1)}
+        middle.append((plus + minus) / 2)
+    return {"loss": torch.stack(middle).mean(dim=0), "c": torch.stack(c, dim=1)}
 
 
 def jvp(tail: Tail, batch: MicroBatch, probes: PlacedProbes, *, epsilon: float) -> Found:

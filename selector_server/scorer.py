@@ -96,7 +96,8 @@ class Scorer:
     def score(self, rows: Sequence[Row], probes: Probes | None, selection: SelectionConfig) -> Scores:
         """Loss and projected gradients, or a sketch, of each row. The model is left as it was.
 
-        Rows are sorted by length and padded together; everything shares one trunk pass.
+        Rows are sorted by length and padded together, up to `score_tokens`, on a CPU up to 1,024; everything shares one
+        trunk pass.
 
         Args:
             rows: At least one row.
