@@ -17,8 +17,8 @@ from selector_server.history import History
 from selector_server.picks.choose import pick_rows
 from selector_server.picks.quotas import small_sources
 from selector_server.picks.record import Picks
-from selector_server.probes import Probes
-from selector_server.scorer import Scorer, Scores
+from selector_server.scoring.probes import Probes
+from selector_server.scoring.scorer import Scorer, Scores
 from shared.dataset import Store
 from shared.errors import ModelError, SelectionError
 from shared.model import trainable_tensors

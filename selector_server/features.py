@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from selector_server.adam import AdamState
 from selector_server.picks.record import Features
-from selector_server.probes import Probes
+from selector_server.scoring.probes import Probes
 from selector_server.sparsify import sparsified
 from shared.errors import SelectionError
 from shared.selection_config import SelectionConfig

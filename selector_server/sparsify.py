@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selector_server.adam import AdamState
-from selector_server.probes import Probes
+from selector_server.scoring.probes import Probes
 from shared.errors import SelectionError
 from shared.selection_config import SelectionConfig
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from selector_server.bench.workload import make_model, make_store
-from selector_server.probes import Probes
-from selector_server.scorer import Scorer
+from selector_server.scoring.probes import Probes
+from selector_server.scoring.scorer import Scorer
 from shared.selection_config import SelectionConfig
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from selector_server.engine import SelectionEngine
-from selector_server.probes import Probes
-from selector_server.scorer import Scores
+from selector_server.scoring.probes import Probes
+from selector_server.scoring.scorer import Scores
 from shared.dataset import Store
 from shared.selection_config import SelectionConfig
 

@@ -11,9 +11,9 @@ _random = random.Random(int(os.environ["SLOW_SEED"]))
 _select, _write_weights = SelectionEngine.select, Journal.write_weights
 
 
-def slow_select(self, step, weights_version):
+def slow_select(self, *arguments):
     time.sleep(_random.uniform(0.0, 0.15))
-    return _select(self, step, weights_version)
+    return _select(self, *arguments)
 
 
 def slow_write_weights(self, version, sha256, payload):

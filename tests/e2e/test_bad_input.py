@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.support import Server, Trainer, World, run_cli, write_config
 
@@ -78,21 +78,20 @@ def test_train_refuses_a_large_batch_that_is_larger_than_the_data(world: World, 
     assert_refused(run_cli("train_client", "train", "--config", config), "1000", "240")
 
 
-def test_train_refuses_a_model_without_a_v_projection_of_its_own(world: World, tmp_path: Path) -> None:
+def test_train_refuses_a_model_without_a_v_projection_that_we_know(world: World, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     fused = tmp_path / "fused"
-    shape = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    GPTNeoXForCausalLM(GPTNeoXConfig(**shape, intermediate_size=64)).save_pretrained(fused)
+    GPT2LMHeadModel(GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4)).save_pretrained(fused)
     AutoTokenizer.from_pretrained(world.model).save_pretrained(fused)
     config = write_config(
         tmp_path,
         world,
         model={"path": fused},
         client={"selector": "inline"},
-        train={"lora": {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": ["query_key_value"]}},
+        train={"lora": {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": ["c_attn"]}},
     )
-    assert_refused(run_cli("train_client", "train", "--config", config), "V projection", "gpt_neox")
+    assert_refused(run_cli("train_client", "train", "--config", config), "V projections", "gpt2")
 
 
 def test_a_trainer_says_where_it_looked_for_a_server_that_is_not_there(world: World, tmp_path: Path) -> None:

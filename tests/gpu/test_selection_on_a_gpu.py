@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from selector_server.picks.medoids import medoids
-from selector_server.probes import Probes
-from selector_server.scorer import Scorer
+from selector_server.scoring.probes import Probes
+from selector_server.scoring.scorer import Scorer
 from shared.records import Row
 from shared.selection_config import SelectionConfig
 from tests.small_models import (

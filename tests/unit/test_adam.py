@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selector_server.adam import AdamState
-from selector_server.probes import Probes
+from selector_server.scoring.probes import Probes
 from shared.errors import WireError
 from shared.selection_config import SelectionConfig
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from selector_server import engine, estimators, probes, split, tail
+from selector_server import engine
 from selector_server.bench import scoring
 from selector_server.bench.peak_memory import peak_bytes
 from selector_server.bench.stages import STAGES, stage_seconds
 from selector_server.bench.workload import MAX_TOKENS, make_model, make_store, plain_forward
+from selector_server.scoring import estimators, probes, split, tail
 from shared.selection_config import SelectionConfig
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from selector_server.estimators import ESTIMATORS
-from selector_server.probes import Probes
-from selector_server.scorer import Scorer
+from selector_server.scoring.estimators import ESTIMATORS
+from selector_server.scoring.probes import Probes
+from selector_server.scoring.scorer import Scorer
 from shared.errors import ModelError
 from shared.records import Row
 from shared.selection_config import SelectionConfig
@@ -108,7 +108,7 @@ def test_row_scores_the_same_whatever_rows_are_beside_it(estimator):
 def test_many_probes_in_blocks_of_the_weights_rows_give_what_one_block_gives(monkeypatch):
     model, rows = tiny_model("phi3"), make_rows(9)
     expected, _, _ = score(model, rows, count=5, estimator="exact")
-    monkeypatch.setattr("selector_server.estimators._BLOCK_VALUES", 3 * 32 * 14)
+    monkeypatch.setattr("selector_server.scoring.estimators._BLOCK_VALUES", 3 * 32 * 14)
     found, _, _ = score(model, rows, count=5, estimator="exact")
     np.testing.assert_allclose(found.c, expected.c, atol=1e-6 * np.abs(expected.c).max())
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from selector_server import sparsify
 from selector_server.adam import AdamState
 from selector_server.features import features_of, mean_distance
-from selector_server.probes import Probes
+from selector_server.scoring.probes import Probes
 from selector_server.sparsify import largest, sparsified
 from shared.errors import SelectionError
 from shared.random import Purpose, stream

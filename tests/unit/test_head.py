@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from selector_server import head as head_module
-from selector_server.head import Head, LogitMap, token_gradients, token_losses
+from selector_server.scoring import head as head_module
+from selector_server.scoring.head import Head, LogitMap, token_gradients, token_losses
 from tests.small_models import tiny_model
 
 MAPS = [LogitMap(), LogitMap(factor=0.25), LogitMap(cap=2.0), LogitMap(factor=3.0, cap=5.0)]

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from selector_server.adam import AdamState
 from selector_server.features import features_of
 from selector_server.picks.choose import pick_rows
-from selector_server.probes import Probes
-from selector_server.scorer import Scores
+from selector_server.scoring.probes import Probes
+from selector_server.scoring.scorer import Scores
 from shared.errors import SelectionError
 from shared.random import Purpose, stream
 from shared.selection_config import SelectionConfig
@@ -82,8 +82,8 @@ def selections(draw: st.DrawFn, pick: str, b: int) -> SelectionConfig:
         choices["weighting"] = draw(st.sampled_from(["none", "gamma"]))
     try:
         return SelectionConfig(**choices)
-    except ValidationError:  # a pick that doesn't go with Adam's normalisation
-        return SelectionConfig(**choices | {"adam_features": False})
+    except ValidationError:  # a pick that wants the gradients themselves
+        return SelectionConfig(**choices | {"adam_features": False, "criterion": "grad"})
 
 
 def picks_of(batch: Batch, selection: SelectionConfig):

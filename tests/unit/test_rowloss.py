@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from selector_server.head import Head, LogitMap, token_losses
+from selector_server.scoring.head import Head, LogitMap, token_losses
 from shared.errors import DataError
 from shared.records import Row
 from shared.rowloss import IGNORE, collate, find_answers, row_losses, row_means

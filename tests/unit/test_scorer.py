@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from selector_server.head import token_losses
-from selector_server.probes import Probes
-from selector_server.scorer import Scorer
+from selector_server.scoring.head import token_losses
+from selector_server.scoring.probes import Probes
+from selector_server.scoring.scorer import Scorer
 from shared.records import Row
 from shared.rowloss import collate, row_losses
 from shared.selection_config import SelectionConfig
@@ -126,7 +126,7 @@ def test_all_probes_share_one_trunk_pass_that_stops_before_the_last_layer(estima
 def test_head_sees_answer_tokens_alone(monkeypatch):
     model, rows, seen = tiny_model("llama", lora=True), make_rows(8), []
     monkeypatch.setattr(
-        "selector_server.estimators.token_losses", lambda *a: seen.append(len(a[2])) or token_losses(*a)
+        "selector_server.scoring.estimators.token_losses", lambda *a: seen.append(len(a[2])) or token_losses(*a)
     )
     score(model, rows)
     assert sum(seen) == 2 * sum(len(row.input_ids) - row.num_prompt_tokens for row in rows)

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selector_server.probes import Probes
-from selector_server.scorer import Scorer
-from selector_server.sketch import add_gradients, prime_width, signs
+from selector_server.scoring.probes import Probes
+from selector_server.scoring.scorer import Scorer
+from selector_server.scoring.sketch import add_gradients, prime_width, signs
 from shared.errors import ModelError
 from shared.records import Row
 from shared.selection_config import SelectionConfig

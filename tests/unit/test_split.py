@@ -12,8 +12,8 @@ from accelerate.utils.operations import convert_outputs_to_fp32
 from peft import PromptTuningConfig, get_peft_model
 from transformers import AutoModel
 
-from selector_server import v_projection
-from selector_server.split import Split
+from selector_server.scoring import v_projection
+from selector_server.scoring.split import Split
 from shared.errors import ModelError
 from tests.small_models import ARCHITECTURES, FUSED, tiny_config, tiny_model, v_rows, with_lora
 

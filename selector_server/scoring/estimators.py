@@ -17,9 +17,9 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from selector_server.head import token_gradients, token_losses
-from selector_server.probes import Probes
-from selector_server.tail import Penultimate, Tail
+from selector_server.scoring.head import token_gradients, token_losses
+from selector_server.scoring.probes import Probes
+from selector_server.scoring.tail import Penultimate, Tail
 from shared.errors import ModelError
 from shared.rowloss import Answers, row_means
 

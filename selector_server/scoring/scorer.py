@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from selector_server.estimators import ESTIMATORS, Found, MicroBatch, PlacedProbes, flows, losses
-from selector_server.probes import Probes
-from selector_server.sketch import add_gradients, prime_width, signs
-from selector_server.split import Split
+from selector_server.scoring.estimators import ESTIMATORS, Found, MicroBatch, PlacedProbes, flows, losses
+from selector_server.scoring.probes import Probes
+from selector_server.scoring.sketch import add_gradients, prime_width, signs
+from selector_server.scoring.split import Split
 from shared.errors import ModelError
 from shared.partition import by_token_budget
 from shared.records import Row

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selector_server.head import Head, LogitMap
-from selector_server.v_projection import VProjection
+from selector_server.scoring.head import Head, LogitMap
+from selector_server.scoring.v_projection import VProjection
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selector_server.estimators import Flow
-from selector_server.probes import Probes
+from selector_server.scoring.estimators import Flow
+from selector_server.scoring.probes import Probes
 from shared.random import Purpose, stream
 
 # Streams of a step below this number are its probes.

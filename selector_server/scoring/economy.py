@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from selector_server.tail import Penultimate, Tail
+from selector_server.scoring.tail import Penultimate, Tail
 
 _Forward = Callable[[Tensor], Tensor]
 

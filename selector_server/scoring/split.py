@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
-from selector_server.economy import economise
-from selector_server.head import LogitMap, token_losses
-from selector_server.tail import Call, Penultimate, Tail, cast
-from selector_server.v_projection import find_v_projection
+from selector_server.scoring.economy import economise
+from selector_server.scoring.head import LogitMap, token_losses
+from selector_server.scoring.tail import Call, Penultimate, Tail, cast
+from selector_server.scoring.v_projection import find_v_projection
 from shared.errors import ModelError
 
 
