@@ -80,6 +80,8 @@ def _status(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rich.console import Console
 
+    from selector_server.bench.paired import make_folder
+
     on_own_model = arguments.config is not None or rest
     if on_own_model and arguments.name != "gradient-match":
         raise ConfigError(
@@ -87,6 +89,7 @@ def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
         )
     config = {"config": read_config(arguments, rest)} if on_own_model else {}
     module = import_module(f"selector_server.bench.{arguments.name.replace('-', '_')}")
+    make_folder(arguments.out)
     console = Console()
     if not console.is_terminal:
         console = Console(width=_FILE_WIDTH)

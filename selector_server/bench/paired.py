@@ -40,6 +40,20 @@ def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> fl
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
+def make_folder(out: Path) -> None:
+    """Make the folder that results go to; minutes are lost where that fails at the end.
+
+    Raises:
+        ConfigError: it can't be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.part").touch()
+        (out / "result.part").unlink()
+    except OSError as error:
+        raise ConfigError(f"--out {out} can't be written: {error.strerror}; choose another folder") from error
+
+
 def write_result(out: Path, result: Mapping[str, Any]) -> Path:
     """Write `out/result.json`, whole or not at all.
 
@@ -47,8 +61,8 @@ def write_result(out: Path, result: Mapping[str, Any]) -> Path:
         ConfigError: the folder can't be written.
     """
     path = out / "result.json"
+    make_folder(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         os.replace(part, path)
