@@ -86,7 +86,7 @@ class Plan:
 
 
 _QUICK_ARMS = {name: changes for name, changes in ARMS.items() if name not in _SLOW_ARMS}
-QUICK = Plan(sub_batch_size=16, large_batches=48, population=768, points=[60], rounds=2, arms=_QUICK_ARMS)
+QUICK = Plan(sub_batch_size=16, large_batches=48, population=512, points=[60], rounds=4, arms=_QUICK_ARMS)
 FULL = Plan(sub_batch_size=32, large_batches=48, population=4096, points=[20, 200], rounds=3, arms=ARMS)
 
 

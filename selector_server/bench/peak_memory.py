@@ -24,7 +24,7 @@ from shared.selection_config import SelectionConfig
 def peak_bytes(selection: SelectionConfig, *, vocab_size: int, lora_rank: int, device: torch.device) -> int:
     """What scoring one large batch adds to the memory that is in use, at its peak, in a fresh process."""
     order = {"selection": selection.model_dump_json(), "vocab_size": vocab_size, "lora_rank": lora_rank}
-    command = [sys.executable, "-m", __name__, json.dumps(order | {"device": str(device)})]
+    command = [sys.executable, "-W", "ignore", "-m", __name__, json.dumps(order | {"device": str(device)})]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 

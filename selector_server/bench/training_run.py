@@ -49,7 +49,7 @@ class World:
 
 def synthetic_world(folder: Path, *, quick: bool, console: Console) -> World:
     """A store, a tokenizer and a small pre-trained Phi in `folder`."""
-    rows, width, pretrain = (4_000, 64, 150) if quick else (16_000, 96, 800)
+    rows, width, pretrain = (3_000, 64, 120) if quick else (16_000, 96, 800)
     console.print(f"making {rows:,} rows and a Phi of 4 layers, width {width}, pre-trained for {pretrain} steps")
     files = write_corpus(folder / "corpus", rows=rows, heldout_per_source=2, seed=0)
     train_tokenizer(files.train, folder / "model", vocab_size=768)
