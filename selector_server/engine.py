@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,11 +97,11 @@ class SelectionEngine:
         started, clock = time.time_ns(), time.perf_counter()
         batch = draw_large_batch(self._store.source_rows, self._selection, seed=self._seed, step=step)
         drawn = time.perf_counter()
-        picks, usable, history, score_seconds = self._pick(batch, step, history)
-        index = batch[usable][picks.index]
+        picked = self._pick(batch, step, history)
+        picks, index = picked.picks, batch[picked.usable][picked.picks.index]
         # Rows that were left out are stood in for by the others.
-        weight = picks.weight * (len(batch) / len(usable))
-        skipped = np.setdiff1d(batch, batch[usable])
+        weight = picks.weight * (len(batch) / len(picked.usable))
+        skipped = np.setdiff1d(batch, batch[picked.usable])
         if skipped.size:
             logger.warning(
                 "run %s, step %d: %d of %d rows have a loss that isn't finite and are left out: rows %s of the store",
@@ -121,10 +122,10 @@ class SelectionEngine:
         times = PhaseTimes(
             started_unix_ns=started,
             draw_seconds=drawn - clock,
-            score_seconds=score_seconds,
-            pick_seconds=time.perf_counter() - drawn - score_seconds,
+            score_seconds=picked.score_seconds,
+            pick_seconds=time.perf_counter() - drawn - picked.score_seconds,
         )
-        return Selected(selection, times, history)
+        return Selected(selection, times, picked.history)
 
     def score(self, rows: npt.NDArray[np.int64], probes: Probes | None) -> Scores:
         """Score rows of the store, int64 [b], with the weights the model holds now; without probes, their losses."""
@@ -142,19 +143,19 @@ class SelectionEngine:
         address = 0 if selection.keeps_history else step
         return Probes(self._scorer.shape, seed=self._seed, step=address, count=selection.num_probes)
 
-    def _pick(
-        self, batch: npt.NDArray[np.int64], step: int, past: bytes
-    ) -> tuple[Picks, npt.NDArray[np.int64], bytes, float]:
-        """Picks among the rows that can be used, which rows these are, the history after it, and seconds of scoring."""
+    def _pick(self, batch: npt.NDArray[np.int64], step: int, past: bytes) -> _Picked:
+        """Score a large batch and pick among its rows."""
         clock, selection, store = time.perf_counter(), self._selection, self._store
-        choose = {
-            "source_rows": store.source_rows,
-            "generator": stream(self._seed, Purpose.PICK, step=step),
-            "device": self._device,
-        }
+        choose = partial(
+            pick_rows,
+            selection,
+            source_rows=store.source_rows,
+            generator=stream(self._seed, Purpose.PICK, step=step),
+            device=self._device,
+        )
         if self._scorer is None:
-            picks = pick_rows(selection, None, source=store.sources_of(batch), loss=None, **choose)
-            return picks, np.arange(len(batch)), b"", 0.0
+            picks = choose(None, source=store.sources_of(batch), loss=None)
+            return _Picked(picks, np.arange(len(batch)), b"", 0.0)
         probes = self._probes(step)
         scores = self.score(batch, probes)
         score_seconds = time.perf_counter() - clock
@@ -165,25 +166,42 @@ class SelectionEngine:
                 f"needs {selection.sub_batch_size}: the weights have diverged or overflow their dtype; go back to a "
                 "checkpoint, lower the learning rate, or use bfloat16"
             )
-        source, loss = store.sources_of(batch[usable]), scores.loss[usable]
+        scores, source = scores.of(usable), store.sources_of(batch[usable])
         if probes is None:
-            return pick_rows(selection, None, source=source, loss=loss, **choose), usable, b"", score_seconds
+            return _Picked(choose(None, source=source, loss=scores.loss), usable, b"", score_seconds)
         history = History.read(past, selection)
-        c = None if scores.c is None else scores.c[usable]
+        weight = self._scorer.weight() if selection.criterion != "grad" else None
         features = features_of(
             selection,
-            c=c,
+            c=scores.c,
             probes=probes,
-            sketch=None if scores.sketch is None else scores.sketch[usable],
-            prompt=None if scores.prompt is None else scores.prompt[usable],
-            weight=self._scorer.weight() if selection.criterion != "grad" else None,
+            sketch=scores.sketch,
+            prompt=scores.prompt,
+            weight=weight,
             adam=history.adam,
         )
-        picks = pick_rows(selection, features, source=source, loss=loss, target=history.target(features), **choose)
+        picks = choose(features, source=source, loss=scores.loss, target=history.target(features))
         drawn = np.bincount(source, minlength=len(store.source_rows))
         small = small_sources(drawn, store.source_rows, size=len(picks.index)) if selection.keep_small_sources else ()
-        after = history.after(features, picks, c=c, counts=~np.isin(source, small))
-        return picks, usable, after, score_seconds
+        after = history.after(features, picks, c=scores.c, counts=~np.isin(source, small))
+        return _Picked(picks, usable, after, score_seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class _Picked:
+    """What one step picked.
+
+    Attributes:
+        picks: Among the usable rows.
+        usable: Rows of the large batch with a finite loss, int64 [m].
+        history: As in `Selected`.
+        score_seconds: How long scoring took.
+    """
+
+    picks: Picks
+    usable: npt.NDArray[np.int64]
+    history: bytes
+    score_seconds: float
 
 
 def require_vocabulary(model: Any, store: Store) -> None:

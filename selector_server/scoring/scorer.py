@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, Literal
 
@@ -45,6 +45,11 @@ class Scores:
     c: FloatArray | None = None
     sketch: FloatArray | None = None
     prompt: FloatArray | None = None
+
+    def of(self, rows: npt.NDArray[np.int64]) -> Scores:
+        """The scores of some rows."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Scores(**{name: None if part is None else part[rows] for name, part in parts.items()})
 
     @property
     def finite(self) -> npt.NDArray[np.bool_]:
