@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
@@ -48,8 +48,8 @@ class Scores:
 
     def of(self, rows: npt.NDArray[np.int64]) -> Scores:
         """The scores of some rows."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Scores(**{name: None if part is None else part[rows] for name, part in parts.items()})
+        c, sketch, prompt = (None if part is None else part[rows] for part in (self.c, self.sketch, self.prompt))
+        return Scores(self.loss[rows], c, sketch, prompt)
 
     @property
     def finite(self) -> npt.NDArray[np.bool_]:
