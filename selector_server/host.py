@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from selector_server.agreement import require_same_fingerprints
 from selector_server.engine import SelectionEngine
 from selector_server.journal import Journal
-from selector_server.run import Run, require_same_fingerprints
+from selector_server.run import Run
 from shared.convert import times_to_pb
 from shared.dataset import Store
 from shared.errors import (
