@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -182,6 +183,7 @@ class Host:
 
     def _build_engine(self, info: RunInfo) -> SelectionEngine:
         """An engine of the run's own: it shares the frozen base, and has its own adapter or its own full copy."""
+        gc.collect()  # an engine that was let go of frees its float32 tail only then
         if not info.selection.scores:
             return SelectionEngine(self._model, self._store, info.selection, run=info.name, seed=info.seed)
         shared_tensors = [*self._model.parameters(), *self._model.buffers()] if info.adapter_json else []

@@ -23,7 +23,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 _DETAILS = {
     "estimator": ("gradient_of",),
-    "pick": ("quotas", "keep_small_sources", "weighting"),
+    "gradient_of": ("adam_features",),
+    "pick": ("adam_features", "quotas", "keep_small_sources", "weighting"),
 }
 
 
@@ -133,10 +134,11 @@ class SelectionConfig(Branch):
                 f"soft_labels (given {self.soft_labels}) and criterion (given {self.criterion!r}) make something else "
                 "of: leave them at their defaults, or pick with facility_location"
             )
-        if self.pick != "facility_location" and (self.quotas != "none" or self.weighting != "none"):
+        by_medoids = self.quotas != "none" or self.weighting != "none" or self.keep_small_sources
+        if self.pick != "facility_location" and by_medoids:
             raise ValueError(
-                f"quotas {self.quotas!r} and weighting {self.weighting!r} are of pick 'facility_location', "
-                f"not of {self.pick!r}: leave them out"
+                f"quotas {self.quotas!r}, weighting {self.weighting!r} and keep_small_sources "
+                f"{self.keep_small_sources} are of pick 'facility_location', not of {self.pick!r}: leave them out"
             )
         return self
 
@@ -148,7 +150,7 @@ class SelectionConfig(Branch):
     @property
     def keeps_history(self) -> bool:
         """Whether a selection depends on what earlier steps' selections found, not on its weights and rows alone."""
-        return self.adam_features or self.feeds_back
+        return self.feeds_back or (self.adam_features and self.scores and self.pick != "loss")
 
     @property
     def feeds_back(self) -> bool:

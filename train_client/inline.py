@@ -28,7 +28,7 @@ class InlineSource:
         self._engine: Any = None
         self._info: RunInfo | None = None
         self._version = 0
-        self._history = b""
+        self._history, self._loaded = b"", ""
 
     def open(self, info: RunInfo, *, cursor: int, restart: bool) -> None:
         """Build the engine on the live model and select what these weights are for.
@@ -39,6 +39,7 @@ class InlineSource:
         self._info, self._version = info, cursor
 
         def build() -> None:
+            self._require_history(cursor)
             (entry,) = entry_points(group=_GROUP, name=_NAME)
             self._engine = entry.load()(self._model, self._store, info.selection, run=info.name, seed=info.seed)
             self._select_ahead(cursor)
@@ -69,11 +70,15 @@ class InlineSource:
     def state(self) -> dict[str, Any]:
         """Selections that were made with weights older than the checkpoint's, and what the next one needs of them."""
         pending = {step: encoded for step, (encoded, _) in self._pending.items()}
-        return {"pending": pending, "history": self._history}
+        return {
+            "pending": pending,
+            "history": self._history,
+            "history_of": self._history_of() if self._info else self._loaded,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        self._history = state.get("history", b"")
+        self._history, self._loaded = state.get("history", b""), state.get("history_of", "")
         self._pending = {step: (encoded, PhaseTimes()) for step, encoded in state.get("pending", {}).items()}
 
     def finish(self) -> None:
@@ -81,6 +86,27 @@ class InlineSource:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+    def _history_of(self) -> str:
+        """What a history means something to: the run's seed and how it selects."""
+        assert self._info is not None
+        return f"seed {self._info.seed}, {self._info.selection.model_dump_json()}"
+
+    def _require_history(self, cursor: int) -> None:
+        """Refuse to go on from a checkpoint that doesn't have this run's history.
+
+        Raises:
+            CursorError: an inline run of other settings made it, or no inline run.
+        """
+        assert self._info is not None
+        mine = self._history_of()
+        if cursor == 0 or not self._info.selection.keeps_history or self._loaded == mine:
+            return
+        raise CursorError(
+            f"run {self._info.name!r}: selections depend on those before step {cursor}, made with {mine}; the "
+            f"checkpoint has those of {self._loaded or 'no inline run'}: resume with the settings and the "
+            "client.selector that made it, or start over at step 0"
+        )
 
     def _select_ahead(self, version: int) -> None:
         assert self._info is not None

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from selector_server.bench.gradient_errors import Errors, Tally, over_points
 from selector_server.bench.paired import median_ratio, time_in_turns, write_result
-from selector_server.bench.row_gradients import population_gradient, row_gradients
+from selector_server.bench.row_gradients import population_gradient, require_memory, row_gradients, trained_weights
 from selector_server.bench.shared_scores import SharedScores, SharingEngine
 from selector_server.bench.training_run import World, points, synthetic_world, users_world
 from selector_server.engine import SelectionEngine
@@ -94,7 +94,7 @@ def run(*, out: Path, quick: bool, console: Console, config: Config | None = Non
     """Measure, print a table for each setting, draw `gradient-match.png` and write `result.json` under `out`.
 
     Raises:
-        ConfigError: `out` can't be written, or a config without a store.
+        ConfigError: `out` can't be written, a config without a store, or a model whose gradients don't fit in memory.
     """
     plan, threads = QUICK if quick else FULL, torch.get_num_threads()
     torch.set_num_threads(1)
@@ -127,6 +127,7 @@ def _measure(world: World, plan: Plan, console: Console) -> list[dict[str, Any]]
     found: dict[tuple[int, int], list[dict[str, Errors]]] = {size: [] for size in sizes}
     costs: dict[tuple[int, int], dict[str, float]] = {}
     for done, model in points(world, plan.points):
+        require_memory(trained_weights(model), rows=4 * r, arms=len(plan.arms))
         console.print(f"after {done} steps of training: {plan.large_batches} large batches of each size")
         population = population_gradient(model, world.store, plan.population)
         for b, _ in sizes:

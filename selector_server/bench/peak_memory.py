@@ -21,8 +21,13 @@ from selector_server.scoring.scorer import Scorer
 from shared.selection_config import SelectionConfig
 
 
-def peak_bytes(selection: SelectionConfig, *, vocab_size: int, lora_rank: int, device: torch.device) -> int:
-    """What scoring one large batch adds to the memory that is in use, at its peak, in a fresh process."""
+def peak_bytes(selection: SelectionConfig, *, vocab_size: int, lora_rank: int, device: torch.device) -> int | None:
+    """What scoring one large batch adds to the memory that is in use, at its peak, in a fresh process.
+
+    None on a CPU whose system doesn't tell; Linux does.
+    """
+    if device.type != "cuda" and not Path("/proc/self/clear_refs").exists():
+        return None
     order = {"selection": selection.model_dump_json(), "vocab_size": vocab_size, "lora_rank": lora_rank}
     command = [sys.executable, "-W", "ignore", "-m", __name__, json.dumps(order | {"device": str(device)})]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)

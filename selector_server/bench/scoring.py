@@ -179,7 +179,9 @@ def _tables(result: Mapping[str, Any]) -> list[Table]:
     for row in result["peak_bytes"]:
         # What a published implementation holds: every row's estimate, and the logits of 4 rows of 512 tokens.
         never = (row["rows"] * row["lora_rank"] * 256 * 4, 4 * 512 * row["vocab_size"] * 4)
-        cells = [f"{size / 2**20:.0f}" for size in (*(row[name] for name in _BRIEF), *never)]
+        cells = [
+            "unknown" if size is None else f"{size / 2**20:.0f}" for size in (*(row[name] for name in _BRIEF), *never)
+        ]
         memory.add_row(f"{row['vocab_size']:,}", str(row["lora_rank"]), str(row["rows"]), *cells)
     return [ratios, memory]
 

@@ -19,7 +19,7 @@ class Picks:
     Attributes:
         index: Row numbers in the large batch, int64.
         gain: How much each pick raised the objective when it was picked, float64.
-        weight: Loss weights in rows represented, float64; they sum to b.
+        weight: Loss weights in rows represented, float64; as a rule they sum to b, if only on average.
     """
 
     index: npt.NDArray[np.int64]

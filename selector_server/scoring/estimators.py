@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -48,10 +47,13 @@ class PlacedProbes:
     def __init__(self, probes: Probes, device: torch.device | str) -> None:
         """Draws nothing yet."""
         self.probes, self.count, self._device = probes, probes.count, device
-        self.draw = lru_cache(maxsize=1)(self._draw)
+        self._last: tuple[int, Tensor] | None = None
 
-    def _draw(self, index: int) -> Tensor:
-        return torch.from_numpy(self.probes.draw(index)).to(self._device)
+    def draw(self, index: int) -> Tensor:
+        """Probe `index`, float32, in the shape of what is perturbed."""
+        if self._last is None or self._last[0] != index:
+            self._last = index, torch.from_numpy(self.probes.draw(index)).to(self._device)
+        return self._last[1]
 
     def blocks(self, num_rows: int) -> Iterator[Tensor]:
         """All probes side by side, `num_rows` rows of the weight at a time, float32 [n, <= num_rows · d_in]."""

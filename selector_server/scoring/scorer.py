@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selector_server.scoring.estimators import ESTIMATORS, Found, MicroBatch, PlacedProbes, flows, losses
 from selector_server.scoring.probes import Probes
-from selector_server.scoring.sketch import add_gradients, prime_width, signs
+from selector_server.scoring.sketch import add_gradients, signs, sketch_width
 from selector_server.scoring.split import Split
 from shared.errors import ModelError
 from shared.partition import by_token_budget
@@ -141,15 +141,16 @@ class Scorer:
         if probes is None:
             found = {"loss": losses(tail, batch)}
         elif self._trained:
-            found = self._sketch(batch, probes.probes, prime_width(selection.sketch_size))
+            found = self._sketch(batch, probes.probes, selection.sketch_size)
         else:
             found = ESTIMATORS[selection.estimator](tail, batch, probes, epsilon=selection.epsilon)
         if selection.soft_labels:
             found["prompt"] = _prompt_means(batch.penultimate.hidden, rows)
         return found
 
-    def _sketch(self, batch: MicroBatch, probes: Probes, width: int) -> Found:
+    def _sketch(self, batch: MicroBatch, probes: Probes, size: int) -> Found:
         loss, module_flows = flows(self._split.tail, batch, self._trained)
+        width = sketch_width(size, (flow[0][1].shape[1] for flow in module_flows))
         sketches = torch.zeros(len(loss), width, device=self._device)
         first = 0
         for number, flow in enumerate(module_flows):

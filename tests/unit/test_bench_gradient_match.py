@@ -9,11 +9,12 @@ from rich.console import Console
 from selector_server.bench import gradient_match
 from selector_server.bench.gradient_errors import Tally, over_points
 from selector_server.bench.gradient_match import ARMS, Plan, arm_config
-from selector_server.bench.row_gradients import population_gradient, row_gradients
+from selector_server.bench.row_gradients import population_gradient, require_memory, row_gradients
 from selector_server.bench.shared_scores import SharedScores, SharingEngine
 from selector_server.engine import SelectionEngine
 from shared.config import Config, DataConfig, ModelConfig, TrainConfig
 from shared.dataset import Store
+from shared.errors import ConfigError
 from shared.model import load_base_model
 from shared.rowloss import collate, row_losses
 from shared.selection_config import PRESETS, SelectionConfig
@@ -77,10 +78,16 @@ def test_row_gradients_add_up_to_the_gradient_of_the_mean_loss(model, store):
     np.testing.assert_allclose(found.mean(axis=0), expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_the_population_is_every_row_where_there_are_no_more(model, store):
+def test_the_population_weighs_sources_equally_however_few_rows_they_have(model, store):
     found = population_gradient(model.eval(), store, 10**6)
-    expected = row_gradients(model, store, np.arange(len(store))).mean(axis=0)
+    gradients, source = row_gradients(model, store, np.arange(len(store))), store.sources_of(np.arange(len(store)))
+    expected = np.mean([gradients[source == s].mean(axis=0) for s in np.unique(source)], axis=0)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_model_whose_gradients_do_not_fit_is_refused_with_both_sizes():
+    with pytest.raises(ConfigError, match=r"128 rows over 168,000,000 trained weights need 195.3 GiB, there are"):
+        require_memory(168_000_000, rows=128, arms=28)
 
 
 def test_engines_that_share_scores_select_as_engines_that_do_not(model, store):

@@ -74,10 +74,10 @@ def selections(draw: st.DrawFn, pick: str, b: int) -> SelectionConfig:
     choices["sparsify_k"] = draw(st.sampled_from([1, 7, 500]))
     choices["adam_features"] = draw(st.booleans())
     choices["adam_epsilon"] = draw(st.sampled_from([1e-8, 0.1]))
-    choices["keep_small_sources"] = draw(st.booleans())
     choices["inclusion"] = draw(st.sampled_from(["equal", "norm"]))
     choices["norm_share"] = draw(st.sampled_from([0.5, 1.0]))
     if pick == "facility_location":
+        choices["keep_small_sources"] = draw(st.booleans())
         choices["quotas"] = draw(st.sampled_from(["none", "proportional", "balanced"]))
         choices["weighting"] = draw(st.sampled_from(["none", "gamma"]))
     try:

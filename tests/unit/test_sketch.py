@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from selector_server.scoring.probes import Probes
 from selector_server.scoring.scorer import Scorer
-from selector_server.scoring.sketch import add_gradients, prime_width, signs
+from selector_server.scoring.sketch import add_gradients, signs, sketch_width
 from shared.errors import ModelError
 from shared.records import Row
 from shared.selection_config import SelectionConfig
@@ -131,7 +131,8 @@ def test_last_blocks_need_no_v_projection_but_something_trained():
 
 
 def test_widths_are_primes_that_are_at_most_what_is_asked_for():
-    assert [prime_width(size) for size in (1, 2, 3, 4, 10, 25, 1024)] == [1, 2, 3, 3, 7, 23, 1021]
+    assert [sketch_width(size, []) for size in (1, 2, 3, 4, 10, 25, 1024)] == [1, 2, 3, 3, 7, 23, 1021]
+    assert sketch_width(1024, [256, 4 * 1021]) == 1019
 
 
 def test_half_precision_trunk_gives_the_sketches_of_the_same_weights_in_float32():
