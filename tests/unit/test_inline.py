@@ -61,9 +61,7 @@ def test_a_history_of_other_settings_is_refused_with_both(parts, changes):
     first.open(a_run(parts, preset="matched"), cursor=0, restart=False)
     train(first, 0, 2)
     second.load_state(first.state())
-    with pytest.raises(
-        CursorError, match=r"before step 2, made with seed \d, .*; the checkpoint has those of seed 3"
-    ):
+    with pytest.raises(CursorError, match=r"before step 2, made with seed \d, .*; the checkpoint has those of seed 3"):
         second.open(a_run(parts, preset="matched", **changes), cursor=2, restart=False)
 
 
