@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": "",
     "PYTHONUNBUFFERED": "1",
+    "PYTHONFAULTHANDLER": "1",
 }
 
 
@@ -146,8 +147,15 @@ class Trainer:
             )
 
     def wait(self, timeout: float = 240) -> int:
-        """The exit code."""
-        return self.process.wait(timeout=timeout)
+        """The exit code; of a job that hangs, what each of its threads was doing."""
+        try:
+            return self.process.wait(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGABRT)
+            self.process.wait(timeout=30)
+            server_log = self.log_path.with_name("server.log")
+            logs = (path.read_text()[-8000:] for path in (self.log_path, server_log) if path.exists())
+            raise AssertionError(f"the trainer still ran after {timeout:.0f} s:\n" + "\n----\n".join(logs)) from None
 
     def finish(self, timeout: float = 240) -> None:
         """Wait, and demand success."""
