@@ -150,6 +150,27 @@ class TrainConfig(Branch):
     trackers: tuple[str, ...] = ()
 
 
+class ExperimentConfig(Branch):
+    """How `train-client experiment` runs its arms. The other branches say what is trained; the arms override them."""
+
+    # Names of arms or groups, and the seeds that every arm is run with.
+    arms: tuple[str, ...] = ("main",)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3, 4)
+    # Ranks of a training job, and the devices of either side: CUDA devices, or cores where train.device is `cpu`. Left
+    # empty, the selector gets the last core and the trainers the others; of CUDA devices each side sees all.
+    num_processes: Positive = 1
+    trainer_devices: tuple[int, ...] = ()
+    selector_devices: tuple[int, ...] = ()
+    # On cores: two arms that need no scores at a time.
+    parallel: bool = True
+    # What a trained model is asked, files or sets as `train-client evaluate` takes them; nothing: no accuracy.
+    questions: tuple[str, ...] = ()
+    ask: str = "plain"
+    max_new_tokens: Positive = 256
+    # Large batches of the lowest seed whose rows are kept as text.
+    gallery_steps: Annotated[int, Field(ge=0)] = 3
+
+
 class Config(BaseSettings):
     """The whole tree. Components take a branch of it, never the tree."""
 
@@ -170,6 +191,7 @@ class Config(BaseSettings):
     server: ServerConfig = ServerConfig()
     client: ClientConfig = ClientConfig()
     train: TrainConfig = TrainConfig()
+    experiment: ExperimentConfig = ExperimentConfig()
 
 
 def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:
