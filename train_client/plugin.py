@@ -140,6 +140,11 @@ class SubbatchPlugin:
         """How many steps the run has."""
         return self._info.timing.num_steps
 
+    @property
+    def info(self) -> RunInfo:
+        """What decides what is selected; only rank 0's has the fingerprint of the base model."""
+        return self._info
+
     def __iter__(self) -> Iterator[SubBatch]:
         """This rank's micro-batches from the cursor to the run's end; opens the run.
 

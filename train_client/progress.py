@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import torch
 from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from shared.records import Selection
+from train_client.outcome import RUN_FILE
 from train_client.plugin import StepReport
+from train_client.process import peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +30,14 @@ _LOG_EVERY_S = 15.0
 class Progress:
     """Reports every step of one rank; rank 0 also reports to people and trackers."""
 
-    def __init__(self, accelerator: Any, output: Path, *, first_step: int, num_steps: int) -> None:
+    def __init__(
+        self, accelerator: Any, output: Path, *, first_step: int, num_steps: int, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Report to `output`; `facts` of a run that starts at step 0 go to its run.json with the first step."""
         output.mkdir(parents=True, exist_ok=True)
         self._accelerator, self._output = accelerator, output
         self._first_step, self._num_steps = first_step, num_steps
+        self._facts = facts or {}
         self._lines: TextIO | None = None
         self._bar: Bar | None = None
         self._next_log = 0.0
@@ -55,6 +64,7 @@ class Progress:
         """A step was attempted."""
         assert report is not None
         lines = self._lines or self._open_lines()
+        picks = dict(zip(report.selection.index.tolist(), _picks(report.selection), strict=True))
         row = {
             "step": report.selection.step,
             "weights_version": report.selection.weights_version,
@@ -62,6 +72,8 @@ class Progress:
             "skipped": report.selection.skipped.tolist(),
             "step_seconds": report.step_seconds,
             **{f.name: getattr(report, f.name) for f in fields(report) if f.name not in ("selection", "selector")},
+            "weights": [picks[number][0] for number in report.rows],
+            "gains": [picks[number][1] for number in report.rows],
             "selector": asdict(report.selector),
         }
         lines.write(json.dumps(row) + "\n")
@@ -100,10 +112,23 @@ class Progress:
         _keep_steps_before(path, self._first_step)
         self._lines = path.open("a")
         if rank == 0:
+            if self._first_step == 0:
+                (self._output / RUN_FILE).write_text(json.dumps(self._facts) + "\n")
             for other in self._output.glob("steps-rank*.jsonl"):
                 if int(other.stem.removeprefix("steps-rank")) >= ranks:
                     _keep_steps_before(other, self._first_step)
         return self._lines
+
+    def ended(self) -> None:
+        """Every step was trained: add the peak memory of the rank that used most to the run's facts."""
+        peaks = [_peak_memory(self._accelerator.device)]
+        if self._accelerator.num_processes > 1:
+            peaks = gather_object(peaks)
+        path = self._output / RUN_FILE
+        if self._accelerator.is_main_process and path.exists():
+            known = [peak for peak in peaks if peak is not None]
+            facts = json.loads(path.read_text()) | {"peak_memory_bytes": max(known, default=None)}
+            path.write_text(json.dumps(facts) + "\n")
 
     def heldout(self, step: int, losses: dict[str, float]) -> None:
         """Held-out losses by source after `step` steps."""
@@ -116,6 +141,16 @@ class Progress:
             file.write(json.dumps({"step": step, "mean": mean, "by_source": losses}) + "\n")
         self._accelerator.log({"heldout_loss": mean}, step=step)
         logger.info("after step %d: held-out loss %.4f, mean over %d sources", step, mean, len(losses))
+
+
+def _picks(selection: Selection) -> list[tuple[float, float]]:
+    """Weight and gain of each row of a selection."""
+    return list(zip(selection.weight.tolist(), selection.gain.tolist(), strict=True))
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Of an accelerator, what was allocated there at most; of a CPU, what the process held at most."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory("self")
 
 
 def _keep_steps_before(path: Path, step: int) -> None:

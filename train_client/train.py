@@ -9,6 +9,7 @@ rest is what any loop has.
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from transformers import get_cosine_schedule_with_warmup
 from shared.config import Config, TrainConfig
 from shared.dataset import Store
 from shared.errors import ConfigError, FingerprintError
-from shared.model import load_base_model, new_adapter
+from shared.model import load_base_model, new_adapter, trainable_tensors
+from shared.records import RunInfo
 from shared.tokenizer import load_tokenizer
+from shared.weights import content_hash, encode_weights
 from train_client.checkpoint import latest_checkpoint, save_checkpoint
 from train_client.heldout import heldout_loss
 from train_client.plugin import SubbatchPlugin
@@ -34,7 +37,8 @@ def train(config: Config) -> None:
     """Train a run from its start, or from `train.resume`, to its end.
 
     Writes under `train.output`: `model/` (the adapter, or the whole model), `checkpoint-N/`, one line per step and rank
-    in `steps-rank<R>.jsonl`, and held-out losses in `heldout.jsonl`.
+    in `steps-rank<R>.jsonl`, held-out losses in `heldout.jsonl`, and what two runs must share to be compared in
+    `run.json`.
 
     Raises:
         SubbatchError: anything that keeps the run from starting or going on, with the remedy.
@@ -61,8 +65,11 @@ def train(config: Config) -> None:
     if resume:
         accelerator.load_state(str(resume))
 
-    with Progress(accelerator, settings.output, first_step=subbatch.cursor, num_steps=subbatch.num_steps) as progress:
-        if heldout and subbatch.cursor == 0 and settings.eval_every:
+    first, count = subbatch.cursor, subbatch.num_steps
+    is_new = accelerator.is_main_process and first == 0
+    facts = run_facts(subbatch.info, accelerator.unwrap_model(model)) if is_new else {}
+    with Progress(accelerator, settings.output, first_step=first, num_steps=count, facts=facts) as progress:
+        if heldout and first == 0 and settings.eval_every:
             progress.heldout(0, heldout_loss(accelerator, model, heldout))
         for batch in subbatch:
             with accelerator.accumulate(model):
@@ -82,6 +89,7 @@ def train(config: Config) -> None:
                     progress.heldout(done, heldout_loss(accelerator, model, heldout))
                 if settings.save_every and done % settings.save_every == 0:
                     save_checkpoint(accelerator, settings.output, done)
+        progress.ended()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(settings.output / "model")
@@ -146,6 +154,12 @@ def make_model(config: Config, device: torch.device) -> Any:
     if not lora:
         return model.train().requires_grad_()
     return new_adapter(model, lora).train()
+
+
+def run_facts(info: RunInfo, model: Any) -> dict[str, Any]:
+    """What two runs must share to be compared step by step: the weights they start from, data, tokenizer and model."""
+    tensors = {name: tensor.cpu() for name, tensor in trainable_tensors(model).items()}
+    return {"initial_weights": content_hash(encode_weights(tensors)), "fingerprints": asdict(info.fingerprints)}
 
 
 def _flat(settings: TrainConfig) -> dict[str, str]:

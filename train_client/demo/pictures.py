@@ -10,7 +10,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from shared.errors import DataError
 from train_client.demo.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, legend_below, new_axes, save
-from train_client.demo.timeline import Span, draw_timeline
+from train_client.demo.timeline import draw_timeline
+from train_client.outcome import Span
 
 __all__ = ["Span", "draw_loss_by_source", "draw_loss_curves", "draw_source_shares", "draw_timeline"]
 

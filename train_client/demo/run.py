@@ -7,16 +7,12 @@ user would run it; what they printed is in `logs/`.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -27,16 +23,17 @@ from shared.errors import SubbatchError
 from shared.synthetic.corpus import write_corpus
 from shared.synthetic.tiny_model import make_phi, train_tokenizer
 from train_client.demo import pictures
-from train_client.demo.results import (
-    Arm,
-    loss_table,
-    phase_seconds,
-    phase_table,
-    source_shares,
-    timeline,
-    wait_fraction,
-)
+from train_client.demo.results import Arm, loss_table, phase_table, source_shares
 from train_client.demo.timeline import draw_timeline
+from train_client.outcome import phase_seconds, timeline, wait_fraction
+from train_client.process import (
+    Command,
+    available_cores,
+    count_lines,
+    environment_of,
+    selector_server,
+    train_command,
+)
 
 _ROWS, _HELDOUT_PER_SOURCE = 6000, 8
 _VOCABULARY, _LAYERS, _WIDTH, _HEADS = 1024, 4, 128, 4
@@ -95,12 +92,12 @@ class Demo:
     @property
     def selector_cores(self) -> list[int]:
         """The selector's device: one core of its own, where there are two."""
-        return _cores()[-1:]
+        return available_cores()[-1:]
 
     @property
     def trainer_cores(self) -> list[int]:
         """The trainers' devices: the other cores."""
-        return _cores()[:-1] or _cores()
+        return available_cores()[:-1] or available_cores()
 
     @property
     def config(self) -> Path:
@@ -117,77 +114,37 @@ class Demo:
         Raises:
             SubbatchError: it failed; the message ends with what it said last.
         """
-        with self._log(name) as log:
-            process = subprocess.run([sys.executable, *map(str, arguments)], stdout=log, stderr=log, env=_environment())
-        self._require_success(name, process.returncode)
-
-    @contextmanager
-    def server(self) -> Iterator[str]:
-        """A selector server in the background; gives its address."""
-        with self._log("server") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "selector_server", "serve", "--config", str(self.config)],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=_environment(),
-                preexec_fn=_pin(self.selector_cores),
-            )
-        assert process.stdout is not None
-        ready = process.stdout.readline()
-        try:
-            if not ready:
-                self._require_success("server", process.wait())
-            yield ready.split()[-1]
-        finally:
-            process.terminate()
-            process.wait()
-            process.stdout.close()
+        with self._start(name, *arguments) as command:
+            command.wait()
 
     def train(self, name: str, title: str, *overrides: str, steps: int, cores: Sequence[int]) -> Path:
         """Train one arm on these cores, with a progress bar; gives the folder of what it left."""
         output = self.out / name
-        launcher = (
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={_WORLD_SIZE}",
-            "-m",
-            "train_client",
-        )
-        arguments = ("train", "--config", str(self.config), "--train.output", str(output), *overrides)
+        arguments = train_command(self.config, "--train.output", str(output), *overrides, num_processes=_WORLD_SIZE)
         columns = (SpinnerColumn(), TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn())
-        with self._log(name) as log, Progress(*columns, TimeElapsedColumn(), console=self.console) as bar:
+        with (
+            Progress(*columns, TimeElapsedColumn(), console=self.console) as bar,
+            self._start(name, *arguments, cores=cores) as command,
+        ):
             task = bar.add_task(title, total=steps)
-            process = subprocess.Popen(
-                [sys.executable, *launcher, *arguments],
-                stdout=log,
-                stderr=log,
-                env=_environment(),
-                preexec_fn=_pin(cores),
-            )
-            try:
-                while process.poll() is None:
-                    bar.update(task, completed=_count_lines(output / "steps-rank0.jsonl"))
-                    time.sleep(0.3)
-            finally:
-                process.terminate()
-                process.wait()
-            bar.update(task, completed=_count_lines(output / "steps-rank0.jsonl"))
-        self._require_success(name, process.returncode)
+            while command.running:
+                bar.update(task, completed=count_lines(output / "steps-rank0.jsonl"))
+                time.sleep(0.3)
+            bar.update(task, completed=count_lines(output / "steps-rank0.jsonl"))
+            command.wait()
         return output
 
-    @contextmanager
-    def _log(self, name: str) -> Iterator[TextIO]:
-        with (self.out / "logs" / f"{name}.log").open("w") as log:
-            yield log
+    def _start(self, name: str, *arguments: object, cores: Sequence[int] = ()) -> Command:
+        return Command(f"the demo's {name}", *arguments, log=self.log(name), cores=cores, environment=self.environment)
 
-    def _require_success(self, name: str, code: int) -> None:
-        if code:
-            path = self.out / "logs" / f"{name}.log"
-            lines = path.read_text().splitlines() or ["nothing"]
-            last = next((line for line in lines if line.startswith("error:")), lines[-1])
-            raise SubbatchError(f"the demo's {name} exited with {code}: {last} (all of it is in {path})")
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every process: nothing is looked for on the network."""
+        return environment_of(HF_HUB_OFFLINE="1")
+
+    def log(self, name: str) -> Path:
+        """Where a command's output goes."""
+        return self.out / "logs" / f"{name}.log"
 
 
 def run_demo(out: Path, *, steps: int) -> None:
@@ -243,7 +200,7 @@ def _train_arms(demo: Demo) -> list[Arm]:
         *("--selection.sub_batch_size", str(_LARGE), "--train.lora", "false", "--train.learning_rate", "2e-3"),
         *("--train.eval_every", "0", "--run.name", "pretraining", "--train.trackers", "[]"),
         steps=demo.steps,
-        cores=_cores(),
+        cores=available_cores(),
     )
     for file in (demo.out / "pretrained" / "model").iterdir():
         shutil.copy(file, demo.out / "model")
@@ -254,7 +211,8 @@ def _train_arms(demo: Demo) -> list[Arm]:
     all_rows = ("--selection.sub_batch_size", str(_LARGE))
     place: dict[str, Any] = {"steps": demo.steps, "cores": demo.trainer_cores}
     titles = (f"selected {_SUB} of {_LARGE}", f"random {_SUB}", f"random {_LARGE}")
-    with demo.server() as address:
+    own: dict[str, Any] = {"log": demo.log("server"), "cores": demo.selector_cores, "environment": demo.environment}
+    with selector_server(demo.config, **own) as address:
         selected = demo.train("selected", titles[0], "--client.selector", address, **place)
     random_r = demo.train("random-r", titles[1], *inline, **place)
     random_b = demo.train("random-b", titles[2], *inline, *all_rows, **place)
@@ -265,11 +223,13 @@ def _report(demo: Demo, arms: list[Arm]) -> None:
     out, (selected, *_) = demo.out, arms
     config = load_config(demo.config)
     warm_up = config.run.staleness + 2
-    waited, phases = wait_fraction(selected, warm_up=warm_up), phase_seconds(selected, warm_up=warm_up)
+    waited, phases = wait_fraction(selected.ranks, warm_up=warm_up), phase_seconds(selected.ranks, warm_up=warm_up)
     shares = source_shares(Store.open(out / "store"), config, selected)
     # Past the held-out evaluation in the middle, which lets the selector get ahead.
     first = min(demo.steps // 2 + 3, max(0, demo.steps - 5))
-    draw_timeline(timeline(selected), out / "timeline.png", first_step=first, last_step=min(first + 4, demo.steps - 1))
+    draw_timeline(
+        timeline(selected.ranks), out / "timeline.png", first_step=first, last_step=min(first + 4, demo.steps - 1)
+    )
     pictures.draw_loss_curves({arm.title: arm.curve for arm in arms}, out / "loss.png")
     pictures.draw_loss_by_source({arm.title: arm.final_loss for arm in arms}, out / "loss-by-source.png")
     pictures.draw_source_shares(shares, out / "source-shares.png")
@@ -294,23 +254,5 @@ def _report(demo: Demo, arms: list[Arm]) -> None:
     demo.console.print(f"pictures, summary.json and logs are in {out}")
 
 
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-
-
-def _pin(cores: Sequence[int]) -> Callable[[], None] | None:
-    """What a new process does to stay on these cores; cores stand for devices here."""
-    return (lambda: os.sched_setaffinity(0, cores)) if cores else None
-
-
 def _listed(cores: Sequence[int]) -> str:
     return ", ".join(map(str, cores)) or "any"
-
-
-def _count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def _environment() -> dict[str, str]:
-    """One thread a process: the server and two ranks share what cores there are."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

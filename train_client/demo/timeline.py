@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence, Set
 from itertools import groupby, zip_longest
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from train_client.demo.canvas import (
     new_axes,
     save,
 )
+from train_client.outcome import Span, clip
 
 SELECTION_COLORS: Mapping[str, str] = {
     "load": "#555555",
@@ -52,17 +52,6 @@ _SHADES = ("#3A3A3A", "#8A8A8A")
 _BAND, _BAR = (-0.44, 0.24), (-0.2, 0.44)
 
 
-@dataclass(frozen=True)
-class Span:
-    """One phase of one step on one lane, in seconds on a clock that all lanes share."""
-
-    lane: str
-    phase: str
-    step: int
-    start_s: float
-    end_s: float
-
-
 def draw_timeline(spans: Sequence[Span], path: Path, *, first_step: int, last_step: int) -> None:
     """Draw all lanes while the ranks train on some steps; an arrow leads from each selection to its training.
 
@@ -86,7 +75,7 @@ def draw_timeline(spans: Sequence[Span], path: Path, *, first_step: int, last_st
         known = f"{steps[0]} to {steps[-1]}" if steps else "none"
         raise DataError(f"no training span in steps {first_step} to {last_step}: the spans given have steps {known}")
     start, end = min(s.start_s for s in shown), max(s.end_s for s in shown)
-    visible = list(_clip(spans, start, end))
+    visible = list(clip(spans, start, end))
     lanes = list(dict.fromkeys(span.lane for span in spans))
 
     hidden = hidden_share(visible)
@@ -110,14 +99,6 @@ def draw_timeline(spans: Sequence[Span], path: Path, *, first_step: int, last_st
     axes.set_title("Arrows lead from the selection of a step to the training on it.", loc="left", fontsize=10)
     _draw_keys(figure, {span.phase for span in visible})
     save(figure, path)
-
-
-def _clip(spans: Sequence[Span], start: float, end: float) -> Iterator[Span]:
-    """The parts of spans inside a window, on a clock that starts with it."""
-    for span in spans:
-        left, right = max(span.start_s, start), min(span.end_s, end)
-        if left < right:
-            yield replace(span, start_s=left - start, end_s=right - start)
 
 
 def _draw_phase(axes: Axes, span: Span, lane: int, *, window: float) -> None:

@@ -1,0 +1,195 @@
+"""Run the product's own commands as a user would: each in a process of its own, on its devices, its output in a log.
+
+Imports nothing heavy, so that whoever runs others stays small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.errors import SubbatchError
+
+_GRACE_S = 20.0
+_PR_SET_PDEATHSIG = 1
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class Command:
+    """A command that is running, in a process group of its own; it gets SIGTERM where we die before it."""
+
+    def __init__(
+        self,
+        name: str,
+        *arguments: object,
+        log: Path,
+        cores: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+        read_output: bool = False,
+    ) -> None:
+        """Start it.
+
+        Args:
+            name: What errors call it.
+            arguments: Of the Python interpreter.
+            log: Where its output goes.
+            cores: The processor cores it stays on; none: any.
+            environment: In place of `environment_of()`.
+            read_output: Leave its standard output to `first_line`.
+        """
+        self.name, self.log = name, log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if read_output else file,
+                stderr=file,
+                env=dict(environment_of() if environment is None else environment),
+                text=True,
+                start_new_session=True,
+                preexec_fn=_in_child(cores),
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether it hasn't ended yet."""
+        return self._process.poll() is None
+
+    def first_line(self) -> str:
+        """Wait for the first line of its standard output.
+
+        Raises:
+            SubbatchError: it ended without one.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            raise self._failure()
+        return line
+
+    def wait(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            SubbatchError: it failed; the message has its last words.
+        """
+        if self._process.wait():
+            raise self._failure()
+
+    def peak_memory(self) -> int | None:
+        """The most memory the running process has had resident so far, in bytes; None where that can't be told."""
+        return peak_memory(self._process.pid)
+
+    def stop(self) -> None:
+        """Make it and what it started end, if they haven't: SIGTERM, and SIGKILL where that doesn't do."""
+        if self.running:
+            self._signal(signal.SIGTERM)
+            try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(timeout=_GRACE_S)
+            finally:
+                if self.running:
+                    self._signal(signal.SIGKILL)
+                    self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def _failure(self) -> SubbatchError:
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()] or ["nothing"]
+        last = next((line for line in lines if line.startswith("error:")), lines[-1])
+        return SubbatchError(f"{self.name} exited with {self._process.returncode}: {last} (all of it is in {self.log})")
+
+
+def server_command(config: Path, *overrides: str) -> tuple[str, ...]:
+    """The arguments that start a selector server."""
+    return ("-m", "selector_server", "serve", "--config", str(config), *overrides)
+
+
+def train_command(config: Path, *overrides: str, num_processes: int) -> tuple[str, ...]:
+    """The arguments that start a training job, under torchrun where it has several ranks."""
+    launcher: tuple[str, ...] = ()
+    if num_processes > 1:
+        launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}")
+    return (*launcher, "-m", "train_client", "train", "--config", str(config), *overrides)
+
+
+@contextlib.contextmanager
+def selector_server(
+    config: Path, *, log: Path, cores: Sequence[int] = (), environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """A selector server that is ready; gives its address.
+
+    Raises:
+        SubbatchError: it can't serve.
+    """
+    options: dict[str, Any] = {"log": log, "cores": cores, "environment": environment, "read_output": True}
+    with Command("the selector server", *server_command(config), **options) as command:
+        yield command.first_line().split()[-1]
+
+
+def environment_of(**more: str) -> dict[str, str]:
+    """Our environment with one thread a process, since processes share what cores there are."""
+    return {**os.environ, **_ONE_THREAD, **more}
+
+
+def available_cores() -> list[int]:
+    """The cores that we may run on; none where the system doesn't say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def peak_memory(pid: int | str) -> int | None:
+    """The most memory that a running process has had resident, in bytes; None where the system doesn't say.
+
+    `getrusage` won't do: it also counts what the process held before it became this program.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def count_lines(path: Path) -> int:
+    """Whole lines of a file that another process may be writing; 0 where there is none yet."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _in_child(cores: Sequence[int]) -> Callable[[], None] | None:
+    """What a new process does before it becomes the command."""
+    if not sys.platform.startswith("linux"):
+        return None
+    set_option = ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        set_option(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+    return prepare
