@@ -94,6 +94,8 @@ def train(config: Config) -> None:
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(settings.output / "model")
         logger.info("run %s: trained to step %d, model in %s", config.run.name, subbatch.cursor, settings.output)
+    # A DDP model that is freed after its gloo process group can wait for ever for a thread that waits for it.
+    model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
 
 

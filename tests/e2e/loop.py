@@ -113,6 +113,7 @@ def main() -> None:
         weights = {k: v.clone() for k, v in trainable_tensors(accelerator.unwrap_model(model)).items()}
         save_file(weights, output / "weights.safetensors")
         (output / "skipped.json").write_text(json.dumps(skipped))
+    model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
 
 

@@ -14,7 +14,8 @@ from shared.wire import decode_selection, same_selection
 from tests.e2e.slow_proxy import SlowProxy
 from tests.support import Server, Trainer, World, journalled_selections, write_config
 
-LOOP, SLOW_SERVER = Path(__file__).parent / "loop.py", Path(__file__).parent / "slow_server.py"
+HERE = Path(__file__).parent
+LOOP, SLOW_SERVER, WATCHED_END = HERE / "loop.py", HERE / "slow_server.py", HERE / "watched_end.py"
 
 
 def given(output: Path, rank: int = 0) -> dict[int, Selection]:
@@ -117,7 +118,7 @@ def test_one_rank_and_two_ranks_draw_alike_and_train_every_row_once(world: World
     for folder, ranks in ((one, 1), (two, 2)):
         config = write_config(folder, world, run={"num_steps": 6}, selection={"sub_batch_size": 7})
         with Server(config) as server:
-            with Trainer(config, f"--client.selector={server.address}", ranks=ranks) as trainer:
+            with Trainer(config, f"--client.selector={server.address}", ranks=ranks, script=WATCHED_END) as trainer:
                 trainer.finish()
         rows = [
             [json.loads(line)["rows"] for line in path.read_text().splitlines()]
