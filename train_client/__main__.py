@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from shared.cli import add_config_argument, read_config, run_command
+from train_client.experiment.arguments import add_arguments
 
 _FEWEST_STEPS = 5
 
@@ -22,6 +23,8 @@ def main() -> None:
     demo = commands.add_parser("demo", help="the whole product on this machine, without network or GPU")
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for results (default %(default)s)")
     demo.add_argument("--steps", type=int, default=60, help="steps of each arm (default %(default)s)")
+
+    add_arguments(commands.add_parser("experiment", help="the paper's experiments: arms compared over seeds"))
 
     arguments, rest = parser.parse_known_args()
     if arguments.command == "demo" and rest:
@@ -44,7 +47,13 @@ def _demo(arguments: argparse.Namespace, _rest: list[str]) -> None:
     run_demo(arguments.out, steps=arguments.steps)
 
 
-_COMMANDS = {"train": _train, "demo": _demo}
+def _experiment(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from train_client.experiment.command import run_experiment
+
+    run_experiment(arguments, rest)
+
+
+_COMMANDS = {"train": _train, "demo": _demo, "experiment": _experiment}
 
 if __name__ == "__main__":
     main()
