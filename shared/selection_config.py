@@ -19,6 +19,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "colm": {"adam_features": True, "quotas": "proportional", "keep_small_sources": True},
     # The lowest gradient error with little bias: exact gradients of the last block, matched by weighted rows.
     "matched": {"estimator": "exact", "gradient_of": "last_blocks", "pick": "matching_pursuit"},
+    # The rows with the largest losses, from one forward pass: no stand-in for the large batch, but what is learnt already
+    # costs nothing more (Jiang et al. 2019, "the biggest losers").
+    "hardest": {"pick": "loss"},
 }
 
 _DETAILS = {
@@ -31,7 +34,7 @@ _DETAILS = {
 class SelectionConfig(Branch):
     """The method and its sizes. `preset` sets the keys that aren't given themselves."""
 
-    preset: Literal["paper", "colm", "matched"] = "paper"
+    preset: Literal["paper", "colm", "matched", "hardest"] = "paper"
     large_batch_size: Positive = 128
     sub_batch_size: Positive = 64
 

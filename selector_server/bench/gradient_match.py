@@ -44,10 +44,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "random_2r": {"pick": "random", "sub_batch_size": "2r"},
     "random_b": {"pick": "random", "sub_batch_size": "b"},
     "random_stratified": {"pick": "random_stratified"},
-    "loss": {"pick": "loss"},
     "paper": {"preset": "paper"},
     "colm": {"preset": "colm"},
     "matched": {"preset": "matched"},
+    "hardest": {"preset": "hardest"},
     "paper + gamma": {"weighting": "gamma"},
     "paper, jvp": {"estimator": "jvp"},
     "paper, |weight|": {"criterion": "weight"},
@@ -70,7 +70,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "matched, 2 blocks": {"preset": "matched", "num_blocks": 2},
 }
 # Arms that no other arm shares its scores with; `--quick` leaves them out.
-_SLOW_ARMS = ("loss", "paper, jvp", "paper + soft labels", "matched, 2 blocks")
+_SLOW_ARMS = ("hardest", "paper, jvp", "paper + soft labels", "matched, 2 blocks")
 
 
 @dataclass(frozen=True)
