@@ -34,6 +34,7 @@ _METHOD = (
 _PAPER: dict[str, Any] = {"selection.preset": "paper"}
 _COLM: dict[str, Any] = {"selection.preset": "colm"}
 _MATCHED: dict[str, Any] = {"selection.preset": "matched"}
+_HARDEST: dict[str, Any] = {"selection.preset": "hardest"}
 _PIVOTAL: dict[str, Any] = {
     "selection.estimator": "exact",
     "selection.gradient_of": "last_blocks",
@@ -93,6 +94,7 @@ def _main() -> Iterator[Arm]:
     yield Arm("colm", "CoLM", ("main",), _COLM, in_smoke=True)
     yield Arm("matched", "matched", ("main", *also), _MATCHED, in_smoke=True)
     yield Arm("pivotal", "local pivotal", ("main",), _PIVOTAL, in_smoke=True)
+    yield Arm("hardest", "largest losses", ("main",), _HARDEST, in_smoke=True)
     yield Arm("paper_uniform", "paper, uniform draws", ("sampling",), _PAPER | _UNIFORM, uniform, in_smoke=True)
     yield Arm("matched_uniform", "matched, uniform draws", ("sampling",), _MATCHED | _UNIFORM, uniform)
 
@@ -148,6 +150,7 @@ def _of_other_data() -> Iterator[Arm]:
             ("random_b", "random b", _RANDOM_B),
             ("paper", "paper", _PAPER),
             ("matched", "matched", _MATCHED),
+            ("hardest", "largest losses", _HARDEST),
         ):
             yield Arm(f"{name}_{variant}", f"{title}, {variant} data", ("data",), overrides, references, variant)
 

@@ -64,14 +64,16 @@ def collect(
 
 
 def _seconds(outcome: Outcome, *, scores: bool) -> dict[str, dict[str, float]]:
-    """Seconds that steps took, and device-seconds; held-out losses, gradient checks and starting up are left out.
+    """Seconds that steps took, and device-seconds.
 
-    A selector that scores holds a device for as long as the trainers train; one that only draws holds none.
+    Held-out losses, gradient checks and starting up are left out, the wait for the very first selection with it, in
+    which the server builds what it scores with. A selector that scores holds a device for as long as the trainers
+    train; one that only draws holds none.
     """
     ranks = outcome.ranks
-    wall = max(sum(row["step_seconds"] for row in rank) for rank in ranks)
-    waited = [sum(row["wait_seconds"] for row in rank) for rank in ranks]
-    busy = [sum(row["step_seconds"] for row in rank) - waits for rank, waits in zip(ranks, waited, strict=True)]
+    waited = [sum(row["wait_seconds"] for row in rank[1:]) for rank in ranks]
+    busy = [sum(row["step_seconds"] - row["wait_seconds"] for row in rank) for rank in ranks]
+    wall = max(waits + works for waits, works in zip(waited, busy, strict=True))
     selecting = sum(row["selector"][f"{phase}_seconds"] for row in ranks[0] for phase in SELECTOR_PHASES)
     return {
         "seconds": {
@@ -112,7 +114,7 @@ def _window(outcome: Outcome, *, warm_up: int) -> list[dict[str, Any]]:
     start, end = min(span.start_s for span in shown), max(span.end_s for span in shown)
     return [
         {"lane": s.lane, "phase": s.phase, "step": s.step, "start": round(s.start_s, 5), "end": round(s.end_s, 5)}
-        for s in clip(spans, start, end)
+        for s in sorted(clip(spans, start, end), key=lambda s: (s.lane != "selector", s.lane, s.start_s))
     ]
 
 

@@ -114,7 +114,7 @@ def _placed(run: Run) -> Config:
 
 
 def _train(run: Run, config: Config, path: Path, seat: Seat, watch: Watch) -> int | None:
-    """Train to the end; gives the server's peak memory."""
+    """Train to the end; gives the server's peak memory, where its device is the processor."""
     steps = config.train.output / "steps-rank0.jsonl"
     server = _start("the selector server", run, seat.selector, seat, *server_command(path), log="server.log")
     with server:
@@ -127,7 +127,7 @@ def _train(run: Run, config: Config, path: Path, seat: Seat, watch: Watch) -> in
                     server.wait()
                     raise SubbatchError(f"the selector server ended before the trainer (see {server.log})")
             trainer.wait()
-        return server.peak_memory()
+        return server.peak_memory() if seat.on_cores else None
 
 
 def _ask(run: Run, config: Config, path: Path, seat: Seat, watch: Watch) -> dict[str, Any]:
