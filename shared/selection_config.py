@@ -17,10 +17,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     # CoLM (ICLR 2025): Adam-normalised estimates, facility location source by source, small sources kept whole.
     "colm": {"adam_features": True, "quotas": "proportional", "keep_small_sources": True},
+    # The paper's facility location on exact gradients of the last block instead of one probe of its V projection.
+    "paper_exact": {"estimator": "exact", "gradient_of": "last_blocks"},
     # The lowest gradient error with little bias: exact gradients of the last block, matched by weighted rows.
     "matched": {"estimator": "exact", "gradient_of": "last_blocks", "pick": "matching_pursuit"},
-    # The rows with the largest losses, from one forward pass: no stand-in for the large batch, but what is learnt already
-    # costs nothing more (Jiang et al. 2019, "the biggest losers").
+    # The rows with the largest losses, from one forward pass: no stand-in for the large batch, but no step goes to what
+    # is learnt already (Jiang et al. 2019, "the biggest losers").
     "hardest": {"pick": "loss"},
 }
 
@@ -34,7 +36,7 @@ _DETAILS = {
 class SelectionConfig(Branch):
     """The method and its sizes. `preset` sets the keys that aren't given themselves."""
 
-    preset: Literal["paper", "colm", "matched", "hardest"] = "paper"
+    preset: Literal["paper", "colm", "paper_exact", "matched", "hardest"] = "paper"
     large_batch_size: Positive = 128
     sub_batch_size: Positive = 64
 

@@ -63,23 +63,28 @@ SOURCES: Mapping[str, Source] = {
 
 @dataclass(frozen=True)
 class CorpusFiles:
-    """The two files that were written, and how many training rows each source has."""
+    """What was written, `questions` only where some were asked for, and how many training rows each source has."""
 
     train: Path
     heldout: Path
+    questions: Path
     rows_by_source: Mapping[str, int]
 
 
-def write_corpus(folder: Path, *, rows: int, heldout_per_source: int, seed: int) -> CorpusFiles:
+def write_corpus(
+    folder: Path, *, rows: int, heldout_per_source: int, seed: int, questions_per_source: int = 0
+) -> CorpusFiles:
     """Write `train.jsonl` and `heldout.jsonl`, rows with the keys source, instruction and output.
 
-    The same arguments give the same bytes, and held-out rows don't depend on `rows`. No two rows in the two files
-    have the same instruction.
+    The same arguments give the same bytes, held-out rows don't depend on `rows`, and neither depends on the questions.
+    No two rows in all files have the same instruction.
 
     Args:
         folder: Where to; made if it isn't there.
         rows: Training rows, divided among the sources as in MathInstruct; each source gets at least MIN_ROWS.
         heldout_per_source: Held-out rows of each source.
+        questions_per_source: Lines of each source in `questions.jsonl` for `train-client evaluate`, with the keys
+            source, question and answer; none: no such file.
         seed: Which corpus, of all the possible ones.
 
     Raises:
@@ -90,13 +95,16 @@ def write_corpus(folder: Path, *, rows: int, heldout_per_source: int, seed: int)
         raise DataError(f"heldout_per_source is {heldout_per_source}: give 0 or more")
     draws = {name: Random(f"{seed}/{name}") for name in SOURCES}
     seen: set[str] = set()
-    heldout = [_new_row(name, draws[name], seen) for name in SOURCES for _ in range(heldout_per_source)]
-    train = [_new_row(name, draws[name], seen) for name, count in sizes.items() for _ in range(count)]
+    heldout = [_row(*_new(name, draws[name], seen)) for name in SOURCES for _ in range(heldout_per_source)]
+    train = [_row(*_new(name, draws[name], seen)) for name, count in sizes.items() for _ in range(count)]
     Random(f"{seed}/order").shuffle(train)
+    questions = [_question(*_new(name, draws[name], seen)) for name in SOURCES for _ in range(questions_per_source)]
     folder.mkdir(parents=True, exist_ok=True)
-    files = CorpusFiles(folder / "train.jsonl", folder / "heldout.jsonl", sizes)
-    _write(files.train, train)
-    _write(files.heldout, heldout)
+    files = CorpusFiles(folder / "train.jsonl", folder / "heldout.jsonl", folder / "questions.jsonl", sizes)
+    write_rows(files.train, train)
+    write_rows(files.heldout, heldout)
+    if questions:
+        write_rows(files.questions, questions)
     return files
 
 
@@ -115,7 +123,8 @@ def _share_out(rows: int) -> dict[str, int]:
     return sizes
 
 
-def _new_row(name: str, draw: Random, seen: set[str]) -> Row:
+def _new(name: str, draw: Random, seen: set[str]) -> tuple[str, styles.Written]:
+    """A source's name, and a text of it whose instruction nobody has seen."""
     source = SOURCES[name]
     for _ in range(_MAX_TRIES):
         problem = draw.choice(source.families)(draw)
@@ -124,10 +133,19 @@ def _new_row(name: str, draw: Random, seen: set[str]) -> Row:
             seen.add(written.instruction)
             if name.startswith("data/PoT/"):
                 check_program(written.output, written.answer)
-            return {"source": name, "instruction": written.instruction, "output": written.output}
+            return name, written
     raise DataError(f"{name} has no new question after {_MAX_TRIES} tries: ask for fewer rows")
 
 
-def _write(path: Path, rows: Iterable[Row]) -> None:
+def _row(name: str, written: styles.Written) -> Row:
+    return {"source": name, "instruction": written.instruction, "output": written.output}
+
+
+def _question(name: str, written: styles.Written) -> Row:
+    return {"source": name, "question": written.instruction, "answer": str(written.answer)}
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSON lines."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
