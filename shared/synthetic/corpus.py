@@ -99,7 +99,6 @@ def write_corpus(
     train = [_row(*_new(name, draws[name], seen)) for name, count in sizes.items() for _ in range(count)]
     Random(f"{seed}/order").shuffle(train)
     questions = [_question(*_new(name, draws[name], seen)) for name in SOURCES for _ in range(questions_per_source)]
-    folder.mkdir(parents=True, exist_ok=True)
     files = CorpusFiles(folder / "train.jsonl", folder / "heldout.jsonl", folder / "questions.jsonl", sizes)
     write_rows(files.train, train)
     write_rows(files.heldout, heldout)
@@ -146,6 +145,7 @@ def _question(name: str, written: styles.Written) -> Row:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as JSON lines."""
+    """Write rows as JSON lines, in a folder that is made if it isn't there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -121,21 +120,24 @@ def write_mixture(
         train: list[Row] = [json.loads(line) for line in file]
     for name in SOURCES:
         draw = Random(f"{seed}/blemishes/{name}")
-        mine = [i for i, row in enumerate(train) if row["source"] == name]
+        places = [i for i, row in enumerate(train) if row["source"] == name]
+        originals = [train[i] for i in places]
         known = [row for row in learnt if row["source"] == name]
-        makers: list[tuple[float, Callable[[Row], Row]]] = [
-            (blemishes.restated, lambda _, originals=mine, draw=draw: _restate(train[draw.choice(originals)], draw)),
-            (blemishes.mastered, lambda _, known=known, draw=draw: draw.choice(known)),
-            (blemishes.wrong, lambda row, draw=draw: _spoil(row, draw)),
-        ]
-        draw.shuffle(mine)
-        for share, make in makers:
-            # A source keeps MIN_ROWS rows as they are.
-            for _ in range(min(round(share * files.rows_by_source[name]), len(mine) - MIN_ROWS)):
-                place = mine.pop()
-                train[place] = make(train[place])
+        draw.shuffle(places)
+        size = len(places)
+        for place in _take(places, round(blemishes.restated * size)):
+            train[place] = _restate(draw.choice(originals), draw)
+        for place in _take(places, round(blemishes.mastered * size)):
+            train[place] = draw.choice(known)
+        for place in _take(places, round(blemishes.wrong * size)):
+            train[place] = _spoil(train[place], draw)
     write_rows(files.train, train)
     return files
+
+
+def _take(places: list[int], count: int) -> list[int]:
+    """Take places out of a source's; MIN_ROWS of its rows stay as they are."""
+    return [places.pop() for _ in range(min(count, len(places) - MIN_ROWS))]
 
 
 def _restate(row: Row, draw: Random) -> Row:
