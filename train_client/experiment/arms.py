@@ -34,11 +34,13 @@ _METHOD = (
 _PAPER: dict[str, Any] = {"selection.preset": "paper"}
 _COLM: dict[str, Any] = {"selection.preset": "colm"}
 _MATCHED: dict[str, Any] = {"selection.preset": "matched"}
+_PAPER_EXACT: dict[str, Any] = {"selection.preset": "paper_exact"}
 _HARDEST: dict[str, Any] = {"selection.preset": "hardest"}
 _PIVOTAL: dict[str, Any] = {
     "selection.estimator": "exact",
     "selection.gradient_of": "last_blocks",
     "selection.pick": "local_pivotal",
+    "selection.inclusion": "norm",
 }
 
 
@@ -92,6 +94,7 @@ def _main() -> Iterator[Arm]:
     also = ("sampling", "steps", "staleness", "ratio")
     yield Arm("paper", "paper", ("main", *also, "criteria", "sparsity", "probes", "weighting"), _PAPER, in_smoke=True)
     yield Arm("colm", "CoLM", ("main",), _COLM, in_smoke=True)
+    yield Arm("paper_exact", "paper, exact gradients", ("main", *also), _PAPER_EXACT, in_smoke=True)
     yield Arm("matched", "matched", ("main", *also), _MATCHED, in_smoke=True)
     yield Arm("pivotal", "local pivotal", ("main",), _PIVOTAL, in_smoke=True)
     yield Arm("hardest", "largest losses", ("main",), _HARDEST, in_smoke=True)
@@ -113,6 +116,7 @@ def _of_the_paper() -> Iterator[Arm]:
         ("random_r", "random r", _RANDOM_R),
         ("random_b", "random b", _RANDOM_B),
         ("paper", "paper", _PAPER),
+        ("paper_exact", "paper, exact gradients", _PAPER_EXACT),
         ("matched", "matched", _MATCHED),
     ):
         doubled = f"{name}_2x"
@@ -120,7 +124,7 @@ def _of_the_paper() -> Iterator[Arm]:
 
 
 def _of_ours() -> Iterator[Arm]:
-    for name, overrides in (("paper", _PAPER), ("matched", _MATCHED)):
+    for name, overrides in (("paper", _PAPER), ("paper_exact", _PAPER_EXACT), ("matched", _MATCHED)):
         for staleness in (0, 1, 2, 4):
             title, stale = f"{name}, staleness {staleness}", {"run.staleness": staleness}
             chosen = name == "matched" and staleness == 0
@@ -136,6 +140,8 @@ def _of_ours() -> Iterator[Arm]:
         yield Arm(references[0], f"random r, {title}", ("ratio",), _RANDOM_R | larger, references)
         yield Arm(references[1], f"random b, {title}", ("ratio",), _RANDOM_R | larger | all_rows, references)
         yield Arm(f"paper_b{factor}r", f"paper, {title}", ("ratio",), _PAPER | larger, references)
+        exact = f"paper_exact_b{factor}r"
+        yield Arm(exact, f"paper, exact gradients, {title}", ("ratio",), _PAPER_EXACT | larger, references)
         name = f"matched_b{factor}r"
         yield Arm(name, f"matched, {title}", ("ratio",), _MATCHED | larger, references, in_smoke=factor == 4)
     gamma = _PAPER | {"selection.weighting": "gamma"}
@@ -149,6 +155,7 @@ def _of_other_data() -> Iterator[Arm]:
             ("random_r", "random r", _RANDOM_R),
             ("random_b", "random b", _RANDOM_B),
             ("paper", "paper", _PAPER),
+            ("paper_exact", "paper, exact gradients", _PAPER_EXACT),
             ("matched", "matched", _MATCHED),
             ("hardest", "largest losses", _HARDEST),
         ):
