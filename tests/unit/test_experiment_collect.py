@@ -80,12 +80,12 @@ def test_seconds_leave_out_starting_up_and_add_up_over_devices(output: Path) -> 
     assert result["seconds"] == {
         "wall": pytest.approx(STEPS * 3 + 11 * 0.5),
         "trainer_busy": pytest.approx(STEPS * 3),
-        "selector_busy": pytest.approx(STEPS * 1.25),
+        "selector_busy": pytest.approx(11 * 1.25),
         "waited": pytest.approx(11 * 0.5),
     }
     assert result["device_seconds"] == {
         "held": pytest.approx(3 * (STEPS * 3 + 11 * 0.5)),
-        "busy": pytest.approx(2 * STEPS * 3 + STEPS * 1.25),
+        "busy": pytest.approx(2 * STEPS * 3 + 11 * 1.25),
     }
 
 

@@ -66,15 +66,15 @@ def collect(
 def _seconds(outcome: Outcome, *, scores: bool) -> dict[str, dict[str, float]]:
     """Seconds that steps took, and device-seconds.
 
-    Held-out losses, gradient checks and starting up are left out, the wait for the very first selection with it, in
-    which the server builds what it scores with. A selector that scores holds a device for as long as the trainers
-    train; one that only draws holds none.
+    Held-out losses, gradient checks and starting up are left out; so are the very first selection, for which the
+    server builds what it scores with, and the wait for it. A selector that scores holds a device for as long as the
+    trainers train; one that only draws holds none.
     """
     ranks = outcome.ranks
     waited = [sum(row["wait_seconds"] for row in rank[1:]) for rank in ranks]
     busy = [sum(row["step_seconds"] - row["wait_seconds"] for row in rank) for rank in ranks]
     wall = max(waits + works for waits, works in zip(waited, busy, strict=True))
-    selecting = sum(row["selector"][f"{phase}_seconds"] for row in ranks[0] for phase in SELECTOR_PHASES)
+    selecting = sum(row["selector"][f"{phase}_seconds"] for row in ranks[0][1:] for phase in SELECTOR_PHASES)
     return {
         "seconds": {
             "wall": wall,
