@@ -147,6 +147,8 @@ class TrainConfig(Branch):
     # A checkpoint's folder, or `latest` for the newest one in `output`, if there is any.
     resume: Path | None = None
     eval_every: Annotated[int, Field(ge=0)] = 0
+    # Steps from one comparison of the sub-batch's exact gradient with the large batch's to the next; 0: never.
+    gradient_check_every: Annotated[int, Field(ge=0)] = 0
     trackers: tuple[str, ...] = ()
 
 

@@ -1,7 +1,8 @@
-"""Held-out loss by source: the mean of row losses, as the selector and the trainer define them."""
+"""Held-out loss by source and in the mean: row losses, as the selector and the trainer define them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,33 @@ from shared.rowloss import collate, row_losses
 _TOKENS_PER_FORWARD = 8192
 
 
-def heldout_loss(accelerator: Any, model: Any, store: Store) -> dict[str, float]:
-    """Mean row loss of every source of a store, the work divided among the ranks; the model's mode is restored.
+@dataclass(frozen=True)
+class HeldoutLoss:
+    """What a model loses on rows that it wasn't trained on.
+
+    Attributes:
+        balanced: The mean over sources.
+        natural: The mean over sources, each weighted by its share of the training rows; None where no source is among
+            them.
+        by_source: Source name → mean row loss.
+    """
+
+    balanced: float
+    natural: float | None
+    by_source: dict[str, float]
+
+
+def heldout_loss(accelerator: Any, model: Any, store: Store, training: Store) -> HeldoutLoss:
+    """Mean row losses of a store, the work divided among the ranks; the model's mode is restored.
+
+    Args:
+        accelerator: Accelerate's.
+        model: As prepared.
+        store: Held-out rows.
+        training: The rows that are trained on, for the sources' shares.
 
     Returns:
-        Source name → loss, the same on every rank.
+        The same on every rank.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     index = np.arange(len(store), dtype=np.int64)
@@ -36,4 +59,8 @@ def heldout_loss(accelerator: Any, model: Any, store: Store) -> dict[str, float]
             total[:, 1].index_add_(0, at, torch.ones_like(losses))
     model.train(was_training)
     total = accelerator.reduce(total, reduction="sum")
-    return {name: float(loss / count) for name, (loss, count) in zip(store.source_names, total.tolist(), strict=True)}
+    losses = {name: float(loss / n) for name, (loss, n) in zip(store.source_names, total.tolist(), strict=True)}
+    rows = dict(zip(training.source_names, training.source_rows, strict=True))
+    known = sum(rows.get(name, 0) for name in losses)
+    natural = sum(loss * rows.get(name, 0) for name, loss in losses.items()) / known if known else None
+    return HeldoutLoss(sum(losses.values()) / len(losses), natural, losses)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,24 @@ class SubbatchPlugin:
     def cursor(self) -> int:
         """How many steps have been attempted."""
         return self._cursor
+
+    @property
+    def selection(self) -> Selection:
+        """What is trained in the step at hand.
+
+        Raises:
+            LoopError: no step has begun.
+        """
+        if self._step is None:
+            raise LoopError("the selection is asked for before the loop began: iterate over the plugin")
+        return self._step.received.selection
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Leave what happens inside, before a step's first forward, out of the step's times."""
+        began = time.perf_counter()
+        yield
+        self._clock["train"] += time.perf_counter() - began
 
     @property
     def num_steps(self) -> int:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from shared.records import Selection
+from train_client.heldout import HeldoutLoss
 from train_client.outcome import RUN_FILE
 from train_client.plugin import StepReport
 from train_client.process import peak_memory
@@ -109,14 +110,14 @@ class Progress:
         """Continue this rank's file; not before the run is open, or a refused one would cost an earlier one's files."""
         rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
         path = self._output / f"steps-rank{rank}.jsonl"
-        _keep_steps_before(path, self._first_step)
+        keep_steps_before(path, self._first_step)
         self._lines = path.open("a")
         if rank == 0:
             if self._first_step == 0:
                 (self._output / RUN_FILE).write_text(json.dumps(self._facts) + "\n")
             for other in self._output.glob("steps-rank*.jsonl"):
                 if int(other.stem.removeprefix("steps-rank")) >= ranks:
-                    _keep_steps_before(other, self._first_step)
+                    keep_steps_before(other, self._first_step)
         return self._lines
 
     def ended(self) -> None:
@@ -130,17 +131,17 @@ class Progress:
             facts = json.loads(path.read_text()) | {"peak_memory_bytes": max(known, default=None)}
             path.write_text(json.dumps(facts) + "\n")
 
-    def heldout(self, step: int, losses: dict[str, float]) -> None:
-        """Held-out losses by source after `step` steps."""
+    def heldout(self, step: int, loss: HeldoutLoss) -> None:
+        """Held-out losses after `step` steps."""
         if not self._accelerator.is_main_process:
             return
-        mean = sum(losses.values()) / len(losses)
         path = self._output / "heldout.jsonl"
-        _keep_steps_before(path, step)
+        keep_steps_before(path, step)
         with path.open("a") as file:
-            file.write(json.dumps({"step": step, "mean": mean, "by_source": losses}) + "\n")
-        self._accelerator.log({"heldout_loss": mean}, step=step)
-        logger.info("after step %d: held-out loss %.4f, mean over %d sources", step, mean, len(losses))
+            file.write(json.dumps({"step": step, **asdict(loss)}) + "\n")
+        self._accelerator.log({"heldout_loss": loss.balanced}, step=step)
+        count = len(loss.by_source)
+        logger.info("after step %d: held-out loss %.4f, mean over %d sources", step, loss.balanced, count)
 
 
 def _picks(selection: Selection) -> list[tuple[float, float]]:
@@ -153,7 +154,7 @@ def _peak_memory(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory("self")
 
 
-def _keep_steps_before(path: Path, step: int) -> None:
+def keep_steps_before(path: Path, step: int) -> None:
     """Drop what a job wrote past the checkpoint that this one resumes from, a torn last line included."""
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)

@@ -26,6 +26,7 @@ from shared.records import RunInfo
 from shared.tokenizer import load_tokenizer
 from shared.weights import content_hash, encode_weights
 from train_client.checkpoint import latest_checkpoint, save_checkpoint
+from train_client.gradient_check import GradientCheck
 from train_client.heldout import heldout_loss
 from train_client.plugin import SubbatchPlugin
 from train_client.progress import Progress
@@ -37,8 +38,8 @@ def train(config: Config) -> None:
     """Train a run from its start, or from `train.resume`, to its end.
 
     Writes under `train.output`: `model/` (the adapter, or the whole model), `checkpoint-N/`, one line per step and rank
-    in `steps-rank<R>.jsonl`, held-out losses in `heldout.jsonl`, and what two runs must share to be compared in
-    `run.json`.
+    in `steps-rank<R>.jsonl`, held-out losses in `heldout.jsonl`, gradient checks in `gradient.jsonl`, and what two runs
+    must share to be compared in `run.json`.
 
     Raises:
         SubbatchError: anything that keeps the run from starting or going on, with the remedy.
@@ -61,7 +62,18 @@ def train(config: Config) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
     subbatch = SubbatchPlugin(accelerator, model, config, tokenizer=tokenizer)
+    assert config.data.store is not None
+    store = Store.open(config.data.store)
     heldout = Store.open(config.data.heldout_store) if config.data.heldout_store else None
+    check = GradientCheck(
+        accelerator,
+        model,
+        store,
+        config.selection,
+        seed=config.run.seed,
+        every=settings.gradient_check_every,
+        output=settings.output,
+    )
     if resume:
         accelerator.load_state(str(resume))
 
@@ -70,8 +82,11 @@ def train(config: Config) -> None:
     facts = run_facts(subbatch.info, accelerator.unwrap_model(model)) if is_new else {}
     with Progress(accelerator, settings.output, first_step=first, num_steps=count, facts=facts) as progress:
         if heldout and first == 0 and settings.eval_every:
-            progress.heldout(0, heldout_loss(accelerator, model, heldout))
+            progress.heldout(0, heldout_loss(accelerator, model, heldout, store))
         for batch in subbatch:
+            if batch.number == 0:
+                with subbatch.untimed():
+                    check.before(subbatch.selection)
             with accelerator.accumulate(model):
                 loss = subbatch.loss(model, batch)
                 accelerator.backward(loss)
@@ -86,7 +101,7 @@ def train(config: Config) -> None:
                 if heldout and (
                     done == subbatch.num_steps or (settings.eval_every and done % settings.eval_every == 0)
                 ):
-                    progress.heldout(done, heldout_loss(accelerator, model, heldout))
+                    progress.heldout(done, heldout_loss(accelerator, model, heldout, store))
                 if settings.save_every and done % settings.save_every == 0:
                     save_checkpoint(accelerator, settings.output, done)
         progress.ended()

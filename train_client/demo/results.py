@@ -33,7 +33,7 @@ class Arm:
     @property
     def curve(self) -> list[tuple[int, float]]:
         """Held-out loss by step, the mean over sources."""
-        return [(row["step"], row["mean"]) for row in self.heldout]
+        return [(row["step"], row["balanced"]) for row in self.heldout]
 
     @property
     def final_loss(self) -> dict[str, float]:

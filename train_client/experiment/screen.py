@@ -74,7 +74,7 @@ class Screen:
         """Say what a run came to."""
         self._done += 1
         self._bars.update(self._all, text=self._progress())
-        last = result["heldout"][-1].get("balanced", result["heldout"][-1].get("mean")) if result["heldout"] else None
+        last = result["heldout"][-1]["balanced"] if result["heldout"] else None
         loss = f", held-out loss {last:.4f}" if last is not None else ""
         accuracy = ""
         if result["accuracy"]:

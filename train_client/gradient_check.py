@@ -1,0 +1,121 @@
+"""How well sub-batches stand in for their large batches while a run trains: the exact gradients of both, now and then.
+
+Costs a forward and a backward of the large batch and of the sub-batch per check, and changes nothing of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shared.dataset import Store
+from shared.partition import by_token_budget
+from shared.records import Selection
+from shared.rowloss import collate, row_losses
+from shared.sampler import draw_large_batch
+from shared.selection_config import SelectionConfig
+from train_client.progress import keep_steps_before
+
+_TOKENS_PER_FORWARD = 4096
+
+
+class GradientCheck:
+    """Compares gradients over all trained parameters, at the weights that a step is about to change.
+
+    Each check adds a line to `gradient.jsonl`: `error` = |g_S - g_M| / |g_M| and `cosine` of the sub-batch's gradient
+    g_S = Σ w_i ∇L_i / b and the large batch's mean gradient g_M; `bias` = |Σ (g_S - g_M)| / Σ |g_M| over the checks so
+    far, and `bias_floor` = √(Σ |g_S - g_M|²) / Σ |g_M|, which errors without a bias, independent of each other, would
+    show. Ratios to a gradient of zero are null. The sums begin anew where a run is resumed. Dropout is off.
+    """
+
+    def __init__(
+        self,
+        accelerator: Any,
+        model: Any,
+        store: Store,
+        selection: SelectionConfig,
+        *,
+        seed: int,
+        every: int,
+        output: Path,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            accelerator: Accelerate's.
+            model: As prepared.
+            store: The rows.
+            selection: How large batches are drawn.
+            seed: The run's.
+            every: Steps from check to check, the first of them step 0; 0: no checks.
+            output: The folder for `gradient.jsonl`.
+        """
+        self._accelerator, self._store, self._selection = accelerator, store, selection
+        self._model = accelerator.unwrap_model(model)
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        self._seed, self._every, self._output = seed, every, output
+        self._sum: Tensor | None = None
+        self._sum_of_squares = self._sum_of_norms = 0.0
+
+    def before(self, selection: Selection) -> None:
+        """Check the selection that is about to be trained, if its turn has come. Every rank takes part.
+
+        Cost: memory for three gradients.
+        """
+        if not self._every or selection.step % self._every:
+            return
+        drawn = draw_large_batch(self._store.source_rows, self._selection, seed=self._seed, step=selection.step)
+        rows = np.setdiff1d(drawn, selection.skipped)
+        was_training = self._model.training
+        self._model.eval()
+        large = self._gradient(rows, np.full(len(rows), 1 / len(rows)))
+        sub = self._gradient(selection.index, selection.weight / selection.large_batch_size)
+        self._model.train(was_training)
+        self._note(selection.step, large, sub)
+
+    def _gradient(self, rows: npt.NDArray[np.int64], weight: npt.NDArray[np.floating[Any]]) -> Tensor:
+        """Σ weight · ∇L over all ranks, flat."""
+        rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
+        total = torch.zeros(sum(p.numel() for p in self._parameters), device=self._accelerator.device)
+        for group in by_token_budget(self._store.lengths(rows), budget=_TOKENS_PER_FORWARD)[rank::ranks]:
+            batch = collate(self._store.rows(rows[group]), device=self._accelerator.device)
+            with torch.enable_grad():
+                output = self._model(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+                )
+                losses = row_losses(output.logits, batch["labels"])
+                loss = losses @ torch.as_tensor(weight[group], dtype=losses.dtype, device=losses.device)
+                gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
+            total += torch.cat([gradient.flatten().float() for gradient in gradients])
+        summed: Tensor = self._accelerator.reduce(total, reduction="sum")
+        return summed
+
+    def _note(self, step: int, large: Tensor, sub: Tensor) -> None:
+        error, norm = sub - large, float(large.norm())
+        self._sum = error if self._sum is None else self._sum.add_(error)
+        self._sum_of_squares += float(error.square().sum())
+        self._sum_of_norms += norm
+        if not self._accelerator.is_main_process:
+            return
+        line = {
+            "step": step,
+            "error": _ratio(float(error.norm()), norm),
+            "cosine": float(torch.nn.functional.cosine_similarity(large, sub, dim=0)),
+            "bias": _ratio(float(self._sum.norm()), self._sum_of_norms),
+            "bias_floor": _ratio(self._sum_of_squares**0.5, self._sum_of_norms),
+            "large_batch_norm": norm,
+        }
+        path = self._output / "gradient.jsonl"
+        keep_steps_before(path, step)
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
