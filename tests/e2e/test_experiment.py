@@ -121,11 +121,13 @@ def test_killed_in_the_middle_of_an_arm_it_resumes_with_the_same_result(
     assert not psutil.wait_procs(children, timeout=60)[1]
     assert not results_of(folder)
 
-    resumed = experiment(config, folder, arms="paper")
+    resumed = experiment(config, folder, "--keep", arms="paper")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     again, first = results_of(folder)["paper"], results_of(out)["paper"]
     assert again["heldout"] == first["heldout"]
     assert again["gallery"] == first["gallery"]
+    journal = folder / "work" / "paper" / "seed-3" / "journal" / "paper-seed-3" / "journal.bin"
+    assert first["initial_weights"].encode() in journal.read_bytes()
     assert comparable(again["config"]) == comparable(first["config"])
 
 
