@@ -137,13 +137,17 @@ def make_micro_world(folder: Path, *, smoke: bool, console: Console, variant: st
         return config
     learnt = folder / "learnt.jsonl"
     rows = write_balanced(learnt, rows_per_source=size.learnt_per_source, seed=_SEED)
-    console.print(f"making {size.rows:,} rows of 14 sources: {VARIANTS[variant]}")
+    blemishes = VARIANTS[variant]
+    console.print(
+        f"making {size.rows:,} rows of 14 sources: {blemishes.restated:.0%} restate another row, "
+        f"{blemishes.mastered:.0%} are learnt already, {blemishes.wrong:.0%} have a wrong answer"
+    )
     files = write_mixture(
         here / "corpus",
         rows=size.rows,
         heldout_per_source=size.heldout_per_source,
         questions_per_source=size.questions_per_source,
-        blemishes=VARIANTS[variant],
+        blemishes=blemishes,
         learnt=rows,
         seed=_SEED,
     )
