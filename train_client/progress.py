@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-import torch
 from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -19,9 +18,9 @@ from rich.progress import Progress as Bar
 
 from shared.records import Selection
 from train_client.heldout import HeldoutLoss
+from train_client.memory import PeakMemory
 from train_client.outcome import RUN_FILE
 from train_client.plugin import StepReport
-from train_client.process import peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +38,7 @@ class Progress:
         self._accelerator, self._output = accelerator, output
         self._first_step, self._num_steps = first_step, num_steps
         self._facts = facts or {}
+        self.memory = PeakMemory(accelerator.device)
         self._lines: TextIO | None = None
         self._bar: Bar | None = None
         self._next_log = 0.0
@@ -122,7 +122,7 @@ class Progress:
 
     def ended(self) -> None:
         """Every step was trained: add the peak memory of the rank that used most to the run's facts."""
-        peaks = [_peak_memory(self._accelerator.device)]
+        peaks = [self.memory.so_far()]
         if self._accelerator.num_processes > 1:
             peaks = gather_object(peaks)
         path = self._output / RUN_FILE
@@ -147,11 +147,6 @@ class Progress:
 def _picks(selection: Selection) -> list[tuple[float, float]]:
     """Weight and gain of each row of a selection."""
     return list(zip(selection.weight.tolist(), selection.gain.tolist(), strict=True))
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    """Of an accelerator, what was allocated there at most; of a CPU, what the process held at most."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory("self")
 
 
 def keep_steps_before(path: Path, step: int) -> None:

@@ -82,10 +82,11 @@ def train(config: Config) -> None:
     facts = run_facts(subbatch.info, accelerator.unwrap_model(model)) if is_new else {}
     with Progress(accelerator, settings.output, first_step=first, num_steps=count, facts=facts) as progress:
         if heldout and first == 0 and settings.eval_every:
-            progress.heldout(0, heldout_loss(accelerator, model, heldout, store))
+            with progress.memory.left_out():
+                progress.heldout(0, heldout_loss(accelerator, model, heldout, store))
         for batch in subbatch:
             if batch.number == 0:
-                with subbatch.untimed():
+                with subbatch.untimed(), progress.memory.left_out():
                     check.before(subbatch.selection)
             with accelerator.accumulate(model):
                 loss = subbatch.loss(model, batch)
@@ -101,7 +102,8 @@ def train(config: Config) -> None:
                 if heldout and (
                     done == subbatch.num_steps or (settings.eval_every and done % settings.eval_every == 0)
                 ):
-                    progress.heldout(done, heldout_loss(accelerator, model, heldout, store))
+                    with progress.memory.left_out():
+                        progress.heldout(done, heldout_loss(accelerator, model, heldout, store))
                 if settings.save_every and done % settings.save_every == 0:
                     save_checkpoint(accelerator, settings.output, done)
         progress.ended()
