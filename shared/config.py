@@ -167,7 +167,7 @@ class ExperimentConfig(Branch):
     parallel: bool = True
     # What a trained model is asked, files or sets as `train-client evaluate` takes them; nothing: no accuracy.
     questions: tuple[str, ...] = ()
-    ask: str = "plain"
+    ask: Literal["hybrid", "program", "plain"] = "plain"
     max_new_tokens: Positive = 256
     # Large batches of the lowest seed whose rows are kept as text.
     gallery_steps: Annotated[int, Field(ge=0)] = 3
