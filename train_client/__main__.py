@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from shared.cli import add_config_argument, read_config, run_command
+from train_client.evaluate.arguments import add_arguments as add_evaluate_arguments
 from train_client.experiment.arguments import add_arguments
 
 _FEWEST_STEPS = 5
@@ -25,6 +26,9 @@ def main() -> None:
     demo.add_argument("--steps", type=int, default=60, help="steps of each arm (default %(default)s)")
 
     add_arguments(commands.add_parser("experiment", help="the paper's experiments: arms compared over seeds"))
+
+    evaluate = commands.add_parser("evaluate", help="exact match on sets of questions; programs run in a sandbox")
+    add_evaluate_arguments(evaluate)
 
     arguments, rest = parser.parse_known_args()
     if arguments.command == "demo" and rest:
@@ -53,7 +57,13 @@ def _experiment(arguments: argparse.Namespace, rest: list[str]) -> None:
     run_experiment(arguments, rest)
 
 
-_COMMANDS = {"train": _train, "demo": _demo, "experiment": _experiment}
+def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from train_client.evaluate.command import run_evaluate
+
+    run_evaluate(arguments, rest)
+
+
+_COMMANDS = {"train": _train, "demo": _demo, "experiment": _experiment, "evaluate": _evaluate}
 
 if __name__ == "__main__":
     main()
