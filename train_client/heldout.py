@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +33,20 @@ class HeldoutLoss:
     by_source: dict[str, float]
 
 
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Dropout off inside; then every module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def heldout_loss(accelerator: Any, model: Any, store: Store, training: Store) -> HeldoutLoss:
-    """Mean row losses of a store, the work divided among the ranks; the model's mode is restored.
+    """Mean row losses of a store, the work divided among the ranks; the model's mode stays.
 
     Args:
         accelerator: Accelerate's.
@@ -47,9 +61,8 @@ def heldout_loss(accelerator: Any, model: Any, store: Store, training: Store) ->
     index = np.arange(len(store), dtype=np.int64)
     lengths, sources = store.lengths(index), store.sources_of(index)
     total = torch.zeros(len(store.source_names), 2, dtype=torch.float64, device=accelerator.device)
-    bare, was_training = accelerator.unwrap_model(model), model.training
-    model.eval()
-    with torch.no_grad():
+    bare = accelerator.unwrap_model(model)
+    with evaluating(bare), torch.no_grad():
         for group in by_token_budget(lengths, budget=_TOKENS_PER_FORWARD)[rank::world_size]:
             rows = collate(store.rows(group), device=accelerator.device)
             logits = bare(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits
@@ -57,7 +70,6 @@ def heldout_loss(accelerator: Any, model: Any, store: Store, training: Store) ->
             at = torch.from_numpy(sources[group].astype(np.int64)).to(accelerator.device)
             total[:, 0].index_add_(0, at, losses)
             total[:, 1].index_add_(0, at, torch.ones_like(losses))
-    model.train(was_training)
     total = accelerator.reduce(total, reduction="sum")
     losses = {name: float(loss / n) for name, (loss, n) in zip(store.source_names, total.tolist(), strict=True)}
     rows = dict(zip(training.source_names, training.source_rows, strict=True))
