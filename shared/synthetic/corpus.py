@@ -93,12 +93,16 @@ def write_corpus(
     sizes = _share_out(rows)
     if heldout_per_source < 0:
         raise DataError(f"heldout_per_source is {heldout_per_source}: give 0 or more")
+    if questions_per_source < 0:
+        raise DataError(f"questions_per_source is {questions_per_source}: give 0 or more")
     draws = {name: Random(f"{seed}/{name}") for name in SOURCES}
     seen: set[str] = set()
     heldout = [_row(*_new(name, draws[name], seen)) for name in SOURCES for _ in range(heldout_per_source)]
     train = [_row(*_new(name, draws[name], seen)) for name, count in sizes.items() for _ in range(count)]
     Random(f"{seed}/order").shuffle(train)
-    questions = [_question(*_new(name, draws[name], seen)) for name in SOURCES for _ in range(questions_per_source)]
+    # Last, and from streams of their own: rows stay the same whether or not questions are asked for.
+    asks = {name: Random(f"{seed}/questions/{name}") for name in SOURCES}
+    questions = [_question(*_new(name, asks[name], seen)) for name in SOURCES for _ in range(questions_per_source)]
     files = CorpusFiles(folder / "train.jsonl", folder / "heldout.jsonl", folder / "questions.jsonl", sizes)
     write_rows(files.train, train)
     write_rows(files.heldout, heldout)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -17,10 +18,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared.errors import DataError, ModelError
+from shared.synthetic import corpus as corpus_module
 from shared.synthetic.checks import check_program, run_program
 from shared.synthetic.corpus import MIN_ROWS, SOURCES, CorpusFiles, write_corpus
 from shared.synthetic.problems.problem import Problem, Step, explain
-from shared.synthetic.styles import PLAIN
+from shared.synthetic.styles import PLAIN, Written
 from shared.synthetic.tiny_model import make_phi, train_tokenizer
 
 Row = dict[str, str]
@@ -79,10 +81,18 @@ def test_the_smallest_corpus_has_the_least_rows_of_each_source(tmp_path: Path):
     assert files.heldout.read_bytes() == b""
 
 
-@pytest.mark.parametrize(("rows", "heldout", "message"), [(55, 1, "55 rows are too few"), (100, -1, "is -1")])
+@pytest.mark.parametrize(
+    ("rows", "heldout", "message"), [(55, 1, "55 rows are too few"), (100, -1, "heldout_per_source is -1")]
+)
 def test_impossible_sizes_are_refused_before_anything_is_written(tmp_path: Path, rows: int, heldout: int, message: str):
     with pytest.raises(DataError, match=message):
         write_corpus(tmp_path / "out", rows=rows, heldout_per_source=heldout, seed=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_negative_number_of_questions_is_refused_before_anything_is_written(tmp_path: Path):
+    with pytest.raises(DataError, match="questions_per_source is -1"):
+        write_corpus(tmp_path / "out", rows=100, heldout_per_source=0, questions_per_source=-1, seed=0)
     assert not (tmp_path / "out").exists()
 
 
@@ -104,6 +114,45 @@ def test_heldout_rows_do_not_depend_on_the_number_of_training_rows(tmp_path: Pat
 
 def test_no_instruction_appears_twice_in_training_and_heldout_rows_together(rows: list[Row]):
     assert len({row["instruction"] for row in rows}) == len(rows)
+
+
+def test_questions_have_a_stream_of_their_own_and_leave_the_rows_as_they_are(tmp_path: Path, corpus: CorpusFiles):
+    sizes = {"rows": ROWS, "heldout_per_source": HELDOUT, "seed": 3}
+    asked = write_corpus(tmp_path / "asked", questions_per_source=5, **sizes)
+    fewer = write_corpus(tmp_path / "fewer", questions_per_source=2, **sizes)
+    assert asked.train.read_bytes() == fewer.train.read_bytes() == corpus.train.read_bytes()
+    assert asked.heldout.read_bytes() == fewer.heldout.read_bytes() == corpus.heldout.read_bytes()
+    assert not corpus.questions.exists()
+    questions = _read(asked.questions)
+    assert [row["source"] for row in questions] == [name for name in SOURCES for _ in range(5)]
+    assert all(row.keys() == {"source", "question", "answer"} for row in questions)
+    instructions = [row["instruction"] for row in _read(asked.train) + _read(asked.heldout)]
+    assert len({*instructions, *(row["question"] for row in questions)}) == len(instructions) + len(questions)
+    first = {name: [row for row in questions if row["source"] == name][:2] for name in SOURCES}
+    assert _read(fewer.questions) == [row for name in SOURCES for row in first[name]]
+    other = write_corpus(tmp_path / "other", rows=100, heldout_per_source=0, questions_per_source=5, seed=3)
+    same = sum(left == right for left, right in zip(_read(other.questions), questions, strict=True))
+    assert same > len(questions) / 2  # all but those that would repeat a row of either corpus
+
+
+def test_answers_to_questions_are_right(tmp_path: Path):
+    files = write_corpus(tmp_path, rows=100, heldout_per_source=0, questions_per_source=20, seed=3)
+    for row in _read(files.questions):
+        if row["source"] == "data/CoT/number_comparison.json":
+            assert row["answer"] == _compare(row["question"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"), [(7, "7"), (Fraction(3, 4), "3/4"), (Fraction(6, 3), "2"), ("B", "B"), ("1, 2, 3", "1, 2, 3")]
+)
+def test_an_answer_is_written_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int | Fraction | str, text: str
+):
+    name, source = next(iter(SOURCES.items()))
+    fixed = replace(source, style=lambda _, draw: Written(f"Question {draw.random()}", "Because.", answer))
+    monkeypatch.setattr(corpus_module, "SOURCES", {name: fixed})
+    files = write_corpus(tmp_path, rows=MIN_ROWS, heldout_per_source=0, questions_per_source=1, seed=0)
+    assert [row["answer"] for row in _read(files.questions)] == [text]
 
 
 # Correctness
