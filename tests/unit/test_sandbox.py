@@ -10,8 +10,9 @@ import os
 import platform
 import select
 import signal
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -19,6 +20,7 @@ from shared.errors import ConfigError
 from train_client.evaluate import jail, sandbox
 from train_client.evaluate.sandbox import Limits, Outcome, SandboxError, run_programs
 
+_ROOMY = Limits()
 _SHORT = Limits(cpu_seconds=1, wall_seconds=60, memory_bytes=64 << 20, output_bytes=1000)
 _LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 
@@ -115,29 +117,44 @@ prctl(3); unshare(0); madvise(0, 0, 4); mlockall(1)
 """
 
 
+class Run(Protocol):
+    def __call__(self, programs: Sequence[str], limits: Limits = ..., workers: int = ...) -> list[Outcome]: ...
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """`run_programs` without its start, which imports for a second; the hostile share one fork server all the more."""
+    with sandbox._zygote() as control:
+
+        def run(programs: Sequence[str], limits: Limits = _ROOMY, workers: int = 2) -> list[Outcome]:
+            return sandbox._serve(control, programs, limits, workers)
+
+        yield run
+
+
 def test_programs_of_school_mathematics_print_their_answers():
     outcomes = run_programs(list(_MATH))
     assert [(outcome.stdout, outcome.error) for outcome in outcomes] == [(answer, "") for answer in _MATH.values()]
 
 
-def test_a_program_that_fails_says_how_and_keeps_what_it_printed():
-    outcomes = dict(zip(_FAILING, run_programs(list(_FAILING)), strict=True))
+def test_a_program_that_fails_says_how_and_keeps_what_it_printed(run):
+    outcomes = dict(zip(_FAILING, run(list(_FAILING)), strict=True))
     for program, expected in _FAILING.items():
         assert outcomes[program].stdout == expected.stdout, program
         assert expected.error in outcomes[program].error, program
         assert bool(outcomes[program].error) == bool(expected.error), program
 
 
-def test_a_program_that_takes_too_much_is_ended_and_told_what_of():
-    outcomes = dict(zip(_GREEDY, run_programs(list(_GREEDY), _SHORT), strict=True))
+def test_a_program_that_takes_too_much_is_ended_and_told_what_of(run):
+    outcomes = dict(zip(_GREEDY, run(list(_GREEDY), _SHORT), strict=True))
     assert {program: outcome.stdout for program, outcome in outcomes.items() if outcome.stdout} == {}
     for program, expected in _GREEDY.items():
         assert outcomes[program].error, program
         assert outcomes[program].error.startswith(expected), program
 
 
-def test_a_program_that_sleeps_is_ended_by_the_clock():
-    [asleep, catching] = run_programs(
+def test_a_program_that_sleeps_is_ended_by_the_clock(run):
+    [asleep, catching] = run(
         [
             "import time\ntime.sleep(10**6)",
             "import time\nwhile True:\n    try: time.sleep(10**6)\n    except BaseException: pass",
@@ -147,8 +164,8 @@ def test_a_program_that_sleeps_is_ended_by_the_clock():
     assert asleep.error == catching.error == "took more than 0.5 s"
 
 
-def test_output_is_whole_up_to_the_limit_and_cut_beyond_it():
-    exact, longer, endless, stubborn = run_programs(
+def test_output_is_whole_up_to_the_limit_and_cut_beyond_it(run):
+    exact, longer, endless, stubborn = run(
         [
             "print('x' * 999)",
             "print('x' * 1000)",
@@ -162,23 +179,23 @@ def test_output_is_whole_up_to_the_limit_and_cut_beyond_it():
     assert endless == stubborn == Outcome("x\n" * 500, "printed more than 1000 bytes")
 
 
-def test_files_processes_and_sockets_are_refused_to_python():
+def test_files_processes_and_sockets_are_refused_to_python(run):
     programs = sorted(_REFUSED)
-    for program, outcome in zip(programs, run_programs(programs), strict=True):
+    for program, outcome in zip(programs, run(programs), strict=True):
         assert outcome.stdout == "", program
         assert outcome.error.startswith("refused by the sandbox: PermissionError: [Errno 1]"), (program, outcome.error)
 
 
-def test_files_processes_and_sockets_are_refused_to_machine_code():
+def test_files_processes_and_sockets_are_refused_to_machine_code(run):
     calls = [call.strip() for call in _LIBC_CALLS.replace("\n", ";").split(";") if call]
     program = _LIBC + "buffer = ctypes.create_string_buffer(4096)\n"
     for call in calls:
         program += f"print(libc.{call}, ctypes.get_errno())\n"
-    [outcome] = run_programs([program])
+    [outcome] = run([program])
     assert dict(zip(calls, outcome.stdout.splitlines(), strict=True)) == dict.fromkeys(calls, "-1 1")
 
 
-def test_every_system_call_that_is_not_allowed_is_refused_in_either_numbering():
+def test_every_system_call_that_is_not_allowed_is_refused_in_either_numbering(run):
     column, _ = jail.MACHINES[platform.machine()]
     skipped = {numbers[column] for numbers in jail._ALLOWED.values()}
     if platform.machine() == "x86_64":
@@ -193,11 +210,11 @@ def test_every_system_call_that_is_not_allowed_is_refused_in_either_numbering():
         "        if libc.syscall(ctypes.c_long(number), *[ctypes.c_long(-1)] * 6) != -1 or ctypes.get_errno() != 1:\n"
         "            print(number)\n"
     )
-    assert run_programs([program]) == [Outcome("", "")]
+    assert run([program]) == [Outcome("", "")]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the other entry into the kernel that x86_64 has")
-def test_the_32_bit_entry_into_the_kernel_is_closed():
+def test_the_32_bit_entry_into_the_kernel_is_closed(run):
     getpid = b"\xb8\x14\x00\x00\x00\xcd\x80\xc3"  # mov eax, 20; int 0x80; ret
     program = _LIBC + (
         "libc.mmap.restype = ctypes.c_void_p\n"
@@ -205,13 +222,13 @@ def test_the_32_bit_entry_into_the_kernel_is_closed():
         f"ctypes.memmove(page, {getpid!r}, {len(getpid)})\n"
         "print(ctypes.CFUNCTYPE(ctypes.c_int)(page)())\n"
     )
-    [outcome] = run_programs([program])
+    [outcome] = run([program])
     assert outcome.stdout == ""
     assert outcome.error in ("refused by the sandbox: a system call of another architecture", "killed by SIGSEGV")
 
 
-def test_bombs_of_processes_and_threads_start_none():
-    fork, thread = run_programs(
+def test_bombs_of_processes_and_threads_start_none(run):
+    fork, thread = run(
         [
             "import os\nmade = 0\nfor _ in range(1000):\n    try:\n        os.fork()\n        made += 1\n"
             "    except OSError: pass\nprint(made)",
@@ -223,7 +240,7 @@ def test_bombs_of_processes_and_threads_start_none():
     assert (fork, thread) == (Outcome("0\n", ""), Outcome("0\n", ""))
 
 
-def test_nothing_is_written_replaced_or_deleted(tmp_path):
+def test_nothing_is_written_replaced_or_deleted(run, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("whole")
     attempts = (
@@ -238,7 +255,7 @@ def test_nothing_is_written_replaced_or_deleted(tmp_path):
     program = _LIBC + "import shutil\n"
     for attempt in attempts:
         program += f"try: {attempt}\nexcept OSError as error: print(error.errno)\n"
-    [outcome] = run_programs([program])
+    [outcome] = run([program])
     assert set(outcome.stdout.split()) == {"1"}
     assert [path.name for path in tmp_path.iterdir()] == ["victim"]
     assert victim.read_text() == "whole"
@@ -261,7 +278,7 @@ def test_a_program_inherits_no_environment_and_no_open_file(monkeypatch, tmp_pat
     assert outcome.stdout == "False None\n[0, 1, 2, 3]\n"
 
 
-def test_a_forged_result_changes_no_other_result():
+def test_a_forged_result_changes_no_other_result(run):
     forger = (
         "import json, os\n"
         "for number in range(200):\n"
@@ -271,19 +288,19 @@ def test_a_forged_result_changes_no_other_result():
         "            except OSError: pass\n"
         "print('forged')"
     )
-    outcomes = run_programs([forger, "print(1)", "x", forger, "print(2)"], workers=2)
+    outcomes = run([forger, "print(1)", "x", forger, "print(2)"], workers=2)
     assert [outcome.stdout for outcome in outcomes] == ["forged\n", "1\n", "", "forged\n", "2\n"]
     assert [bool(outcome.error) for outcome in outcomes] == [False, False, True, False, False]
 
 
-def test_a_program_finds_nothing_changed_by_those_before_it():
+def test_a_program_finds_nothing_changed_by_those_before_it(run):
     vandal = (
         "import builtins, math, sys, os, random, sympy\nmath.pi = 3\nbuiltins.len = lambda _: 0\nrandom.seed(1)\n"
         "sympy.Integer = None\nsys.meta_path.clear()\nsys.modules.clear()\nos.write = os._exit = lambda *_: 0\n"
         "builtins.print = None"
     )
     innocent = "import math, random, sympy\nprint(math.pi > 3, len('ab'), sympy.Integer(2), random.random())"
-    alone, *after = run_programs([innocent, vandal, vandal, innocent], workers=1)
+    alone, *after = run([innocent, vandal, vandal, innocent], workers=1)
     assert alone.error == ""
     assert alone.stdout.startswith("True 2 2 ")
     assert after[-1] == alone
@@ -294,23 +311,20 @@ def test_programs_see_the_same_hashes_and_seeds_in_every_evaluation():
     assert run_programs([program]) == run_programs([program])
 
 
-def test_outcomes_come_in_the_order_of_the_programs():
+def test_outcomes_come_in_the_order_of_the_programs(run):
     # The earlier ones take longer.
     programs = [f"sum(range({(30 - number) * 20000}))\nprint({number})" for number in range(30)]
-    assert [outcome.stdout for outcome in run_programs(programs, workers=4)] == [f"{n}\n" for n in range(30)]
+    assert [outcome.stdout for outcome in run(programs, workers=4)] == [f"{n}\n" for n in range(30)]
 
 
 def test_programs_end_with_the_process_that_forks_them():
+    endless = "import os\nprint(os.getpid())\nwhile True: pass"
     with sandbox._zygote() as control:
         files = sandbox._Files(os.memfd_create("output"), os.memfd_create("error"))
-        sandbox._start(
-            control, 0, "print('started')\nwhile True: pass", files, Limits(cpu_seconds=600, wall_seconds=600)
-        )
-        while not files.read(100)[0]:
+        sandbox._start(control, 0, endless, files, Limits(cpu_seconds=600, wall_seconds=600))
+        while not (printed := files.read(100)[0]).endswith("\n"):
             pass
-        [zygote] = _children(os.getpid())
-        [program] = _children(zygote)
-        ended = os.pidfd_open(program)
+        ended = os.pidfd_open(int(printed))
     try:
         # Readable once the process has ended; a program that outlives its zygote fails by the test's timeout.
         select.select([ended], [], [])
@@ -321,21 +335,9 @@ def test_programs_end_with_the_process_that_forks_them():
     files.close()
 
 
-def _children(process: int) -> list[int]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(fields[1]) == process:
-            found.append(int(status.parent.name))
-    return found
-
-
-def test_a_program_that_cannot_be_locked_down_is_not_run():
+def test_a_program_that_cannot_be_locked_down_is_not_run(run):
     more_than_the_kernel_can_hold = Limits(memory_bytes=1 << 80)
-    [outcome] = run_programs(["print('ran')"], more_than_the_kernel_can_hold)
+    [outcome] = run(["print('ran')"], more_than_the_kernel_can_hold)
     assert outcome.stdout == ""
     assert outcome.error.startswith("it can't be locked down: OverflowError")
 
