@@ -37,8 +37,8 @@ class GradientCheck:
     Each check adds a line to `gradient.jsonl`: `error` = |g_S - g_M| / |g_M| and `cosine` of the sub-batch's gradient
     g_S = Σ w_i ∇L_i / b and the large batch's mean gradient g_M; `bias` = |Σ (g_S - g_M)| / Σ |g_M| over the checks so
     far, and `bias_floor` = √(Σ |g_S - g_M|²) / Σ |g_M|, which errors without a bias, independent of each other, would
-    show. The sums begin anew where a run is resumed. Dropout is off. Where a gradient isn't finite,
-    or the large batch's is zero, a warning says so and no line is written.
+    show. The sums begin anew where a run is resumed. Dropout is off. Where a gradient isn't finite, or the large
+    batch's is zero, a warning says so and no line is written.
     """
 
     def __init__(
