@@ -121,5 +121,5 @@ def _failure(run: Run, future: Future[None], console: Console) -> str | None:
         line = f"{run.arm.name}, seed {run.seed}: {error!r}"
     else:
         return None
-    console.print(f"[red]failed[/] {escape(line)}")
+    console.print(f"[red]failed[/] {escape(line)}", soft_wrap=True)
     return line

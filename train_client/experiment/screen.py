@@ -86,6 +86,7 @@ class Screen:
             f"{result['seconds']['wall']:.0f} s",
             markup=False,
             highlight=False,
+            soft_wrap=True,
         )
 
     def _progress(self) -> str:
