@@ -164,8 +164,6 @@ def test_gallery_steps_are_spread_over_the_run() -> None:
 def test_a_result_is_written_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "arms" / "seed-0.json"
     write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="Out of range float"):
-        write_json(path, {"a": float("nan")})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}

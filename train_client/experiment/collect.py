@@ -119,8 +119,8 @@ def _window(outcome: Outcome, *, warm_up: int) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file as a whole or not at all; a run that diverged has losses that aren't finite."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    part.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(part, path)
