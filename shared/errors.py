@@ -14,6 +14,7 @@
     ├── WeightsError           pushed weights that are refused
     ├── JournalError           the journal can't be read or written
     ├── LoopError              a training loop that would apply a wrong gradient
+    ├── SandboxError           programs of a model can't be confined here, so none is run
     ├── UnauthenticatedError   missing or wrong token
     └── UnavailableError       the server didn't answer before the deadline
 
@@ -85,6 +86,10 @@ class LoopError(SubbatchError):
     """A training loop that would apply a wrong gradient."""
 
 
+class SandboxError(SubbatchError):
+    """Programs can't be confined here, so none was run; or the process that forks them has died."""
+
+
 class UnauthenticatedError(SubbatchError):
     """Missing or wrong token."""
 
@@ -108,6 +113,7 @@ _STATUS: dict[type[SubbatchError], grpc.StatusCode] = {
     WeightsError: grpc.StatusCode.INVALID_ARGUMENT,
     JournalError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     LoopError: grpc.StatusCode.INTERNAL,
+    SandboxError: grpc.StatusCode.INTERNAL,
     UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }

@@ -16,9 +16,9 @@ from typing import Protocol
 
 import pytest
 
-from shared.errors import ConfigError
+from shared.errors import ConfigError, SandboxError
 from train_client.evaluate import jail, sandbox
-from train_client.evaluate.sandbox import Limits, Outcome, SandboxError, run_programs
+from train_client.evaluate.sandbox import Limits, Outcome, run_programs
 
 _ROOMY = Limits()
 _SHORT = Limits(cpu_seconds=1, wall_seconds=60, memory_bytes=64 << 20, output_bytes=1000)

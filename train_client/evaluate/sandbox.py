@@ -30,21 +30,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-from shared.errors import ConfigError, SubbatchError
+from shared.errors import ConfigError, SandboxError
 from train_client.evaluate.jail import MACHINES, Limits
 from train_client.evaluate.zygote import OUT_OF_MEMORY, REFUSED
 
-__all__ = ["Limits", "Outcome", "SandboxError", "run_programs"]
+__all__ = ["Limits", "Outcome", "run_programs"]
 
 _DEFAULT = Limits()
 # Run before the first program of others: opening the root folder must be refused.
 _PROBE = "import os\nos.open('/', os.O_RDONLY)"
 _LAST_WORDS = "what it said is on stderr, and nothing if the kernel killed it for memory"
 _REMEDY = "evaluate on Linux on x86_64 or aarch64, outside container runtimes that hide seccomp filters"
-
-
-class SandboxError(SubbatchError):
-    """Programs can't be confined here, so none was run; or the process that forks them has died."""
 
 
 @dataclass(frozen=True)
