@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shared.cli import add_config_argument, read_config, run_command
 from train_client.evaluate.arguments import add_arguments as add_evaluate_arguments
-from train_client.experiment.arguments import add_arguments
+from train_client.experiment.arguments import add_arguments as add_experiment_arguments
 
 _FEWEST_STEPS = 5
 
@@ -25,7 +25,8 @@ def main() -> None:
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for results (default %(default)s)")
     demo.add_argument("--steps", type=int, default=60, help="steps of each arm (default %(default)s)")
 
-    add_arguments(commands.add_parser("experiment", help="the paper's experiments: arms compared over seeds"))
+    experiment = commands.add_parser("experiment", help="the paper's experiments: arms compared over seeds")
+    add_experiment_arguments(experiment)
 
     evaluate = commands.add_parser("evaluate", help="exact match on sets of questions; programs run in a sandbox")
     add_evaluate_arguments(evaluate)

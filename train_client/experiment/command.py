@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,8 @@ from train_client.experiment.listing import print_arms
 from train_client.experiment.plan import make_plan
 from train_client.experiment.runner import run_all
 
+# Tables that go to a file or a pipe have no terminal to fit into.
+_FILE_WIDTH = 132
 _PHI2 = Path(__file__).with_name("phi2.toml")
 
 
@@ -34,6 +35,8 @@ def run_experiment(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         SubbatchError: some runs failed; the others are finished.
     """
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
     given = from_flags(arguments)
     if arguments.list:
         path = arguments.config or (_PHI2 if arguments.scale == "phi2" else None)
@@ -103,7 +106,11 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 
 def _conclude(out: Path, console: Console) -> None:
-    """Summary and report."""
-    with contextlib.suppress(ModuleNotFoundError):
-        importlib.import_module("train_client.experiment.statistics").summarise(out)
-    console.print(f"results are in {out / 'arms'}, the summary is {out / 'summary.json'}")
+    """Write and show what the finished runs say."""
+    if not any(out.glob("arms/*/*.json")):
+        return
+    from train_client.experiment.summary import summarise
+    from train_client.experiment.table import summary_table
+
+    console.print(summary_table(summarise(out)))
+    console.print(f"results are in {out}; make a page of them: train-client report {out}", soft_wrap=True, markup=False)
