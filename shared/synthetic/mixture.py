@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -59,8 +60,14 @@ class Blemishes:
             raise DataError(f"restated, mastered and wrong are shares of the rows, {shares} add up to {sum(shares)}")
 
 
-def write_balanced(path: Path, *, rows_per_source: int, seed: int) -> list[Row]:
+def write_balanced(path: Path, *, rows_per_source: int, seed: int, avoid: Collection[str] = ()) -> list[Row]:
     """Write and return the pre-training mixture: rows with the keys source, instruction and output.
+
+    Args:
+        path: Where to.
+        rows_per_source: Different rows of each source.
+        seed: Which mixture.
+        avoid: Instructions that must not be among them, such as those of held-out rows.
 
     Raises:
         DataError: more rows than a source has different questions.
@@ -74,7 +81,7 @@ def write_balanced(path: Path, *, rows_per_source: int, seed: int) -> list[Row]:
                 break
             problem = draw.choice(source.families)(draw)
             written = (styles.plain_program if is_program else styles.paragraph)(problem, draw)
-            if written.instruction not in seen:
+            if written.instruction not in seen and written.instruction not in avoid:
                 seen.add(written.instruction)
                 if is_program:
                     check_program(written.output, written.answer)

@@ -36,6 +36,13 @@ def test_the_balanced_mixture_has_equally_many_different_rows_of_every_source(le
     assert len({row["instruction"] for row in learnt}) == len(learnt)
 
 
+def test_the_balanced_mixture_has_nothing_that_is_kept_back(learnt, tmp_path):
+    avoid = {row["instruction"] for row in learnt[:50]}
+    others = write_balanced(tmp_path / "rows.jsonl", rows_per_source=20, seed=3, avoid=avoid)
+    assert not avoid & {row["instruction"] for row in others}
+    assert Counter(row["source"] for row in others) == dict.fromkeys(SOURCES, 20)
+
+
 def test_without_blemishes_the_mixture_is_the_corpus(tmp_path, learnt):
     plain = write_corpus(tmp_path / "plain", rows=1400, heldout_per_source=1, seed=3).train
     assert mixture(tmp_path / "mixed", NONE, learnt).read_bytes() == plain.read_bytes()

@@ -6,6 +6,7 @@ A small Phi is pre-trained, all weights, on a balanced mixture; LoRA then adapts
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -135,45 +136,38 @@ def make_micro_world(folder: Path, *, smoke: bool, console: Console, variant: st
     config = here / "experiment.toml"
     if config.is_file():
         return config
+    counts = {"heldout_per_source": size.heldout_per_source, "questions_per_source": size.questions_per_source}
+    clean = write_corpus(folder / "clean-corpus", rows=size.rows, seed=_SEED, **counts)
+    kept_back = {row["instruction"] for row in _rows(clean.heldout)} | {
+        row["question"] for row in _rows(clean.questions)
+    }
     learnt = folder / "learnt.jsonl"
-    rows = write_balanced(learnt, rows_per_source=size.learnt_per_source, seed=_SEED)
+    rows = write_balanced(learnt, rows_per_source=size.learnt_per_source, seed=_SEED, avoid=kept_back)
     blemishes = VARIANTS[variant]
     console.print(
         f"making {size.rows:,} rows of 14 sources: {blemishes.restated:.0%} restate another row, "
         f"{blemishes.mastered:.0%} are learnt already, {blemishes.wrong:.0%} have a wrong answer"
     )
-    files = write_mixture(
-        here / "corpus",
-        rows=size.rows,
-        heldout_per_source=size.heldout_per_source,
-        questions_per_source=size.questions_per_source,
-        blemishes=blemishes,
-        learnt=rows,
-        seed=_SEED,
-    )
+    files = write_mixture(here / "corpus", rows=size.rows, blemishes=blemishes, learnt=rows, seed=_SEED, **counts)
     model = folder / "model"
     if not (model / "config.json").is_file():
-        _make_model(folder, model, learnt, size, console)
+        _make_model(folder, model, [learnt, clean.train], size.pretraining_steps, console)
     _prepare({files.train: here / "store", files.heldout: here / "heldout"}, model)
     settings = {"steps": size.steps, "eval_every": max(1, size.steps // 5), "check_every": max(1, size.steps // 15)}
     config.write_text(_CONFIG.format(model=model, here=here, **settings))
     return config
 
 
-def _make_model(folder: Path, model: Path, learnt: Path, size: _Size, console: Console) -> None:
-    """A tokenizer for both mixtures, and a small Phi that has learnt the balanced one."""
-    steps = size.pretraining_steps
+def _make_model(folder: Path, model: Path, texts: list[Path], steps: int, console: Console) -> None:
+    """A tokenizer for all texts, and a small Phi that has learnt the first of them."""
     console.print(f"pre-training a Phi of {_LAYERS} layers, width {_WIDTH}, for {steps} steps on the balanced mixture")
     raw, text = folder / "untrained", folder / "text.jsonl"
-    plain = write_corpus(folder / "plain", rows=size.rows, heldout_per_source=0, seed=_SEED)
-    with text.open("wb") as joined:
-        for path in (learnt, plain.train):
-            joined.write(path.read_bytes())
+    text.write_bytes(b"".join(path.read_bytes() for path in texts))
     train_tokenizer(text, raw, vocab_size=_VOCABULARY)
     make_phi(
         raw, vocab_size=_VOCABULARY, layers=_LAYERS, width=_WIDTH, heads=_HEADS, seed=_SEED, max_length=_MAX_LENGTH
     )
-    _prepare({learnt: folder / "learnt"}, raw)
+    _prepare({texts[0]: folder / "learnt"}, raw)
     config, output = folder / "pretraining.toml", folder / "pretraining"
     config.write_text(_PRETRAINING.format(model=raw, store=folder / "learnt", output=output, steps=steps))
     _run("pretraining", *train_command(config, num_processes=1), log=folder / "logs" / "pretraining.log")
@@ -190,3 +184,7 @@ def _prepare(stores: Mapping[Path, Path], tokenizer: Path) -> None:
 def _run(name: str, *arguments: object, log: Path) -> None:
     with Command(name, *arguments, log=log) as command:
         command.wait()
+
+
+def _texts(path: Path, key: str) -> set[str]:
+    return {json.loads(line)[key] for line in path.read_text().splitlines()}
