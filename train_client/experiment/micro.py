@@ -138,9 +138,7 @@ def make_micro_world(folder: Path, *, smoke: bool, console: Console, variant: st
         return config
     counts = {"heldout_per_source": size.heldout_per_source, "questions_per_source": size.questions_per_source}
     clean = write_corpus(folder / "clean-corpus", rows=size.rows, seed=_SEED, **counts)
-    kept_back = {row["instruction"] for row in _rows(clean.heldout)} | {
-        row["question"] for row in _rows(clean.questions)
-    }
+    kept_back = _texts(clean.heldout, "instruction") | _texts(clean.questions, "question")
     learnt = folder / "learnt.jsonl"
     rows = write_balanced(learnt, rows_per_source=size.learnt_per_source, seed=_SEED, avoid=kept_back)
     blemishes = VARIANTS[variant]
