@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ def load_model(who: Who, device: torch.device) -> Any:
         return model
     hint = f"give the model that it was trained on (this one is {who.base.path})"
     try:
-        adapted = PeftModel.from_pretrained(model, str(who.adapter)).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # missing weights are an error here, just below
+            adapted = PeftModel.from_pretrained(model, str(who.adapter)).eval()
         with safe_open(who.adapter / _ADAPTER_WEIGHTS, framework="pt") as file:
             theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -100,17 +100,21 @@ def make_scores(rows: Sequence[Row], settings: dict[str, Any]) -> dict[str, Any]
 def score_table(scores: dict[str, Any]) -> Table:
     """The scores for a reader: a line for each set."""
     table = Table(title="right answers")
-    table.add_column("set")
-    columns = ("right", "of", "accuracy", "programs", "failed", "fell back", "cut", "no answer")
-    for column in columns:
+    for column in ("set", "right", "accuracy ± s.e."):
+        table.add_column(column, no_wrap=True, justify="left" if column == "set" else "right")
+    for column in ("programs\nfailed", "fell\nback", "cut\nshort", "no\nanswer"):
         table.add_column(column, justify="right")
     for name, score in scores["sets"].items():
-        counts = (score[key] for key in ("programs", "programs_failed", "fell_back", "cut_short", "unanswered"))
-        accuracy = f"{score['accuracy']:.1%} ± {score['standard_error']:.1%}"
-        table.add_row(name, str(score["correct"]), str(score["total"]), accuracy, *map(str, counts))
+        table.add_row(
+            name,
+            f"{score['correct']} of {score['total']}",
+            f"{score['accuracy']:.1%} ± {score['standard_error']:.1%}",
+            f"{score['programs_failed']} of {score['programs']}",
+            *(str(score[key]) for key in ("fell_back", "cut_short", "unanswered")),
+        )
     if len(scores["sets"]) > 1:
         table.add_section()
-        table.add_row("mean over sets", "", "", f"{scores['average']:.1%}", style="bold")
+        table.add_row("mean", "", f"{scores['average']:.1%}", style="bold")
     return table
 
 
@@ -120,11 +124,11 @@ def source_table(scores: dict[str, Any]) -> Table | None:
         return None
     table = Table(title="by source")
     table.add_column("source")
-    for column in ("right", "of", "accuracy"):
+    for column in ("right", "accuracy"):
         table.add_column(column, justify="right")
     for name, score in scores["by_source"].items():
         correct, total = score["correct"], score["total"]
-        table.add_row(name, str(correct), str(total), f"{correct / total:.1%}")
+        table.add_row(name, f"{correct} of {total}", f"{correct / total:.1%}")
     return table
 
 

@@ -69,13 +69,16 @@ def core(text: str) -> str:
         return text
     for part in (re.split(r"[=:]", text)[-1], text):
         for found in NUMBER.finditer(part):
-            if not part[found.end() : found.end() + 1].isalpha():  # 2abc is no 2
-                return found.group().strip()
+            number = found.group().strip()
+            end = found.start() + len(found.group().rstrip())
+            if not part[end : end + 1].isalpha():  # 2abc is no 2
+                return number
     return text
 
 
 def _number(text: str) -> Number | None:
-    text = _FRACTION.sub(r"\1/\2", text.strip())
+    text = re.sub(r"(?<=\d)\s*(?=\\[dt]?frac)", " ", text.strip())
+    text = _FRACTION.sub(r"\1/\2", text)
     if mixed := _MIXED.fullmatch(text):
         sign, whole, above_line, below_line = mixed.groups()
         text = f"{sign}{int(whole) * int(below_line) + int(above_line)}/{below_line}"
