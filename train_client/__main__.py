@@ -31,7 +31,13 @@ def main() -> None:
     evaluate = commands.add_parser("evaluate", help="exact match on sets of questions; programs run in a sandbox")
     add_evaluate_arguments(evaluate)
 
+    report = commands.add_parser("report", help="an experiment's results as one HTML page that needs nothing else")
+    report.add_argument("folder", type=Path, metavar="DIR", help="the experiment's --out folder")
+    report.add_argument("--out", type=Path, metavar="FILE", help="the page (default DIR/report.html)")
+
     arguments, rest = parser.parse_known_args()
+    if arguments.command == "report" and rest:
+        report.error(f"unknown arguments: {' '.join(rest)}")
     if arguments.command == "demo" and rest:
         demo.error(f"unknown arguments: {' '.join(rest)}")
     if arguments.command == "demo" and arguments.steps < _FEWEST_STEPS:
@@ -64,7 +70,13 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     run_evaluate(arguments, rest)
 
 
-_COMMANDS = {"train": _train, "demo": _demo, "experiment": _experiment, "evaluate": _evaluate}
+def _report(arguments: argparse.Namespace, _rest: list[str]) -> None:
+    from train_client.report.command import run_report
+
+    run_report(arguments.folder, arguments.out)
+
+
+_COMMANDS = {"train": _train, "demo": _demo, "experiment": _experiment, "evaluate": _evaluate, "report": _report}
 
 if __name__ == "__main__":
     main()
