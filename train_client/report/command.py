@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table as RichTable
 
 from shared.errors import ConfigError
 from train_client.experiment.results import read_results
 from train_client.experiment.summary import make_summary
+from train_client.experiment.table import summary_table
 from train_client.report.evidence import Evidence
-from train_client.report.page import render
-from train_client.report.tables import Table, main_table
 from train_client.report.verdict import judge
 
 REPORT_FILE = "report.html"
-_ON_SCREEN = 4
 
 
 def run_report(folder: Path, out: Path | None, *, console: Console | None = None) -> Path:
@@ -33,12 +31,32 @@ def run_report(folder: Path, out: Path | None, *, console: Console | None = None
 
     Raises:
         DataError: no results there.
-        ConfigError: the file can't be written.
+        ConfigError: the file can't be written, or what draws it isn't installed.
     """
     results = read_results(folder)
     evidence = Evidence(results, make_summary(results))
+    try:
+        from train_client.report.page import render
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"a report needs {error.name}, which isn't installed: pip install 'subbatch[report]'"
+        ) from None
     path = out or folder / REPORT_FILE
-    text = render(evidence)
+    _write(path, render(evidence))
+    console = console or Console()
+    console.print(summary_table(replace(evidence.summary, arms=tuple(evidence.main))))
+    verdict = judge(evidence)
+    console.print(f"{verdict.answer}. {verdict.sentence}", markup=False, highlight=False)
+    console.print(f"the report is {path}", markup=False, highlight=False, soft_wrap=True)
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the file as a whole or not at all.
+
+    Raises:
+        ConfigError: it can't be written.
+    """
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,24 +64,3 @@ def run_report(folder: Path, out: Path | None, *, console: Console | None = None
         os.replace(part, path)
     except OSError as error:
         raise ConfigError(f"{path} can't be written ({error.strerror}): give another file with --out") from None
-    console = console or Console()
-    console.print(_on_screen(main_table(evidence)))
-    verdict = judge(evidence)
-    console.print(f"{verdict.answer}. {verdict.sentence}", markup=False, highlight=False)
-    console.print(f"the report is {path}", markup=False, highlight=False, soft_wrap=True)
-    return path
-
-
-def _on_screen(table: Table) -> RichTable:
-    """The first columns of a table: a terminal is narrower than a page."""
-    screen = RichTable(table.head)
-    for title, note in table.columns[:_ON_SCREEN]:
-        screen.add_column(f"{title}\n{note}", justify="right")
-    for row in table.rows:
-        style = "bold" if row.kind == "best" else ""
-        screen.add_row(row.title, *(_text(cell.text, cell.note) for cell in row.cells[:_ON_SCREEN]), style=style)
-    return screen
-
-
-def _text(text: str, note: str) -> str:
-    return f"{text}\n{note}" if note else text

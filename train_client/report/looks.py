@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from train_client.report.canvas import COLORS, INK, MUTED
 
 _SUFFIX = re.compile(r"_(uniform|2x|stale_\d+|probes_\d+|b\d+r|k_\w+|weight|weight_grad|gamma|clean|duplicates|wrong)$")
+_ALL_OF_B = re.compile(r"random_b\d+r")
 # Marker → its outline in a box of 10 by 10.
 _OUTLINES: Mapping[str, str] = {
     "o": "M5 1a4 4 0 1 0 .001 0z",
@@ -62,7 +63,7 @@ _OTHERS = (Look(_BY_NUMBER[6], "p"), Look(_BY_NUMBER[7], "s"))
 
 def method_of(arm: str) -> str:
     """The arm that an arm varies: `paper_stale_2` is a `paper`."""
-    return _SUFFIX.sub("", arm)
+    return "random_b" if _ALL_OF_B.fullmatch(arm) else _SUFFIX.sub("", arm)
 
 
 def look_of(arm: str) -> Look:
