@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -188,7 +187,7 @@ def test_the_main_table_has_a_row_for_each_arm_with_worked_numbers(tmp_path: Pat
     assert cells["matched"][column["distance closed"]] == "55%"
     assert cells["CoLM"][column["distance closed"]] == "−35%"
     assert cells["random b"][column["distance closed"]] == "100%"
-    assert cells["matched"][column["at equal cost"]] == signed(1.29 - (1.40 - 0.2 * math.log2(5 / 3)))
+    assert cells["matched"][column["at equal cost"]] == signed(1.29 - (1.20 + 2.2 / 5**3 * 5 / 6))
     assert (cells["matched"][column["rows trained"]], notes["matched"][column["rows trained"]]) == ("600", "1,200")
     assert notes["matched"][column["device-seconds"]] == "of 24.0"
 

@@ -14,7 +14,7 @@ from shared.errors import DataError
 from tests.made_up_results import LOSSES, STEPS, edit, write_results
 from train_client.experiment.measures import measures, row_cost
 from train_client.experiment.results import read_results
-from train_client.experiment.statistics import Share, between, estimate, paired_difference, share_closed
+from train_client.experiment.statistics import Share, along, between, estimate, paired_difference, share_closed
 from train_client.experiment.summary import Summary, make_summary, summarise
 
 
@@ -158,13 +158,46 @@ def test_a_summary_finds_what_the_results_were_made_with(tmp_path: Path) -> None
     assert uniform.own.shares["balanced"].value == pytest.approx(1.0)
     matched = summary.find("matched")
     assert matched is not None
-    # Five sixths of random b's cost: log(5/3) / log(2) of the way from 1.40 to 1.20.
+    assert matched.means["row_cost"].mean == 3000
+    assert matched.own.differences["trained"].mean == 0
+
+
+@pytest.mark.parametrize("known", ["along the way", "at the ends"])
+def test_at_equal_cost_the_better_way_to_spend_it_on_random_rows_counts(tmp_path: Path, known: str) -> None:
+    """`matched` costs five sixths of random b, which then is at 1.20 + 2.2 / 5³ · 5/6 if its losses there are known."""
+    folder = write_results(tmp_path, arms=("random_r", "random_b", "matched"), noise=0.0)
+    # A size in between: log(5/3) / log(2) of the way from 1.40 to 1.20.
+    best = 1.40 - 0.20 * math.log2(5 / 3)
+    if known == "along the way":
+        best = 1.20 + 2.2 / 5**3 * 5 / 6
+    else:
+        for seed, run in read_results(folder).runs["random_b"].items():
+            edit(folder, "random_b", seed, heldout=[run["heldout"][0], run["heldout"][-1]])
+    matched = summary_of(folder).find("matched")
+    assert matched is not None
     equal = matched.own.at_equal_cost()
     assert equal is not None
     assert equal.difference is not None
-    assert equal.difference.mean == pytest.approx(1.29 - (1.40 - 0.20 * math.log2(5 / 3)), abs=0.003)
-    assert matched.means["row_cost"].mean == 3000
-    assert matched.own.differences["trained"].mean == 0
+    assert equal.stopped is (known == "along the way")
+    assert equal.costs == (1800, 3600)
+    assert equal.difference.mean == pytest.approx(1.29 - best, abs=1e-9)
+
+
+def test_an_arm_that_costs_more_than_random_b_is_not_compared(tmp_path: Path) -> None:
+    folder = write_results(tmp_path, arms=("random_r", "random_b", "matched"), seeds=range(2))
+    for seed in range(2):
+        edit(folder, "matched", seed, rows={"drawn": 9000, "scored": 9000, "trained": 600, "distinct": 300})
+    matched = summary_of(folder).find("matched")
+    assert matched is not None
+    equal = matched.own.at_equal_cost()
+    assert equal is not None
+    assert (equal.difference, equal.reason) == (None, "costs more than the dear random arm")
+
+
+def test_a_curve_is_straight_between_its_points_and_unknown_beyond_them() -> None:
+    assert along({10: 2.0, 20: 1.0}, 17.5) == pytest.approx(1.25)
+    assert math.isnan(along({10: 2.0, 20: 1.0}, 21))
+    assert math.isnan(along({}, 1))
 
 
 def test_more_steps_of_random_rows_are_another_way_to_spend_the_same(tmp_path: Path) -> None:
@@ -175,6 +208,8 @@ def test_more_steps_of_random_rows_are_another_way_to_spend_the_same(tmp_path: P
     assert steps is not None
     assert steps.references == ("random_r", "random_r_2x")
     assert steps.difference is not None
+    # Stopped after five sixths, twice the steps would be at 1.35 + 2.05 / 5³ · 5/6, a little more.
+    assert not steps.stopped
     assert steps.difference.mean == pytest.approx(1.38 - (1.40 - 0.05 * math.log2(5 / 3)), abs=1e-9)
 
 

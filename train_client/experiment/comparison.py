@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from train_client.experiment.measures import Run, measures
-from train_client.experiment.statistics import Difference, Share, between, paired_difference, share_closed
+from train_client.experiment.measures import Run, curve, measures
+from train_client.experiment.statistics import Difference, Share, along, between, paired_difference, share_closed
 
 Runs = Mapping[str, Mapping[int, Run]]
 _SHARED = {"balanced": True, "natural": True, "accuracy": False}  # measure → whether smaller is better
@@ -17,12 +17,14 @@ _COSTS = ("row_cost", "busy", "held")
 class EqualCost:
     """An arm's balanced loss less that of random rows for which as much was spent.
 
-    What random rows give at that cost is taken between the ends of two whole runs: a run that is stopped half-way has a
-    learning rate that its schedule hasn't brought down yet, and a larger loss than a short run.
+    Random rows could have spent as much in two ways, of which the one with the lower mean loss counts: a run of a size
+    between two whole runs, or the dearer of these, stopped early. The second has a learning rate that its schedule
+    hasn't brought down yet, which matters far from its end.
 
     Attributes:
         measure: What is equal: `row_cost`, `busy` or `held` device-seconds.
         references: The cheap random arm, and the dear one: more rows a step, or more steps.
+        stopped: Whether the dear one, stopped early, is what counts.
         costs: Of the two, in the mean over the common seeds.
         cost: Of the arm.
         difference: None where the arm's cost is outside the two.
@@ -31,6 +33,7 @@ class EqualCost:
 
     measure: str
     references: tuple[str, str]
+    stopped: bool
     costs: tuple[float, float]
     cost: float
     difference: Difference | None
@@ -85,18 +88,28 @@ _Numbers = Mapping[int, Mapping[str, float | None]]
 
 def _equal_costs(arm: _Numbers, references: tuple[str, str], runs: Runs) -> Iterator[EqualCost]:
     start, goal = (_numbers(runs, reference) for reference in references)
+    seeds = _common("balanced", arm, start, goal)
     losses = _columns("balanced", arm, start, goal)
-    if not losses[0]:
+    if not seeds:
         return
     for measure in _COSTS:
         cost, cheap, dear = (_mean(column) for column in _columns(measure, arm, start, goal))
-        equal = between(cost, (cheap, dear), (losses[1], losses[2]))
-        if equal is not None:
-            yield EqualCost(measure, references, (cheap, dear), cost, paired_difference(losses[0], equal))
-        elif cost > dear > cheap:
-            yield EqualCost(measure, references, (cheap, dear), cost, None, "costs more than the dear random arm")
-        else:
-            yield EqualCost(measure, references, (cheap, dear), cost, None, "costs less than the cheap random arm")
+        costs = (cheap, dear)
+        equal = between(cost, costs, (losses[1], losses[2]))
+        if equal is None:
+            reason = "costs more than the dear random arm" if cost > dear else "costs less than the cheap random arm"
+            yield EqualCost(measure, references, False, costs, cost, None, reason)
+            continue
+        early = [_stopped(runs[references[1]][seed], cost / dear) for seed in seeds]
+        stopped = _mean(early) < _mean(equal)  # false where a curve isn't known
+        difference = paired_difference(losses[0], early if stopped else equal)
+        yield EqualCost(measure, references, stopped, costs, cost, difference)
+
+
+def _stopped(run: Run, part: float) -> float:
+    """The loss after a part of a run's steps."""
+    points = curve(run)
+    return along(points, part * max(points, default=0))
 
 
 def _numbers(runs: Runs, name: str) -> _Numbers:
@@ -105,8 +118,12 @@ def _numbers(runs: Runs, name: str) -> _Numbers:
 
 def _columns(measure: str, *arms: _Numbers) -> list[list[float]]:
     """A measure of each arm, over the seeds in which all have it."""
-    common = [seed for seed in arms[0] if all(arm.get(seed, {}).get(measure) is not None for arm in arms)]
+    common = _common(measure, *arms)
     return [[float(value) for seed in common if (value := arm[seed][measure]) is not None] for arm in arms]
+
+
+def _common(measure: str, *arms: _Numbers) -> list[int]:
+    return [seed for seed in arms[0] if all(arm.get(seed, {}).get(measure) is not None for arm in arms)]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ to all arms alike cancels in differences, so every comparison is of differences 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,6 +168,14 @@ def between(
         return None
     part = float(np.log(cost / low) / np.log(high / low))
     return [(1 - part) * first + part * second for first, second in zip(*losses, strict=True)]
+
+
+def along(curve: Mapping[int, float], step: float) -> float:
+    """A loss curve at a step between those that it has, straight from one to the next; NaN outside them."""
+    steps = sorted(curve)
+    if not steps or not steps[0] <= step <= steps[-1]:
+        return float("nan")
+    return float(np.interp(step, steps, [curve[at] for at in steps]))
 
 
 def _pairs(*columns: Sequence[float]) -> npt.NDArray[np.float64]:

@@ -99,9 +99,8 @@ def cost_curves(evidence: Evidence) -> Picture | None:
         draw,
         title="Loss by cost",
         caption="Large marks are ends of runs, with a standard error. The solid line joins random r and random b: "
-        "runs on random rows with a sub-batch size in between would end near it. Selection pays for its scores where "
-        "its mark lies under the line. The pale curves are no guide to shorter runs: "
-        "their learning rate hasn’t come down.",
+        "runs on random rows with a sub-batch size in between would end near it. Pale curves are the way there. "
+        "Selection pays for its scores where its mark lies under the solid line and under random b’s curve.",
         alt="; ".join(
             f"{arm.title}: {ends[arm.name][0]:,.0f} row passes, loss {ends[arm.name][1]:.3f}" for arm in arms
         ),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from train_client.experiment.measures import Run, curve, measures, row_cost, source_losses
+from train_client.experiment.measures import Run, curve, measures, row_cost, set_accuracy, source_losses
 from train_client.experiment.results import Results
-from train_client.experiment.statistics import Difference, paired_difference
+from train_client.experiment.statistics import Difference, Estimate, estimate, paired_difference
 from train_client.experiment.summary import ArmSummary, Summary
 
 _REFERENCES = ("random_r", "random_b")
@@ -73,6 +73,11 @@ class Evidence:
             if difference is not None:
                 found[source] = difference
         return found
+
+    def set_average(self, name: str, sets: Sequence[str]) -> Estimate:
+        """Accuracy in the mean over some question sets, of the seeds that have all of them."""
+        found = (set_accuracy(run) for run in self.runs(name).values())
+        return estimate([sum(of[one] for one in sets) / len(sets) for of in found if all(one in of for one in sets)])
 
     def cost(self, name: str) -> float:
         """Row passes of an arm's run."""

@@ -43,7 +43,7 @@ class Group:
 
 
 def ablations(evidence: Evidence) -> list[Group]:
-    """Every group but the main one that has at least two arms."""
+    """Every group but the main one whose arms have more than one value of what it varies."""
     names = dict.fromkeys([*GROUPS, *(group for arm in evidence.summary.arms for group in arm.groups)])
     found = []
     for name in names:
@@ -54,14 +54,16 @@ def ablations(evidence: Evidence) -> list[Group]:
             # The main arms are the same question on the data as it is.
             methods = {method_of(arm.name) for arm in arms}
             arms = [*(arm for arm in evidence.main if arm.name in methods and arm not in arms), *arms]
-        found.append(_group(evidence, name, arms))
+        key = _HEADINGS.get(name, (name, ""))[1]
+        values = [_value(evidence, arm, name, key) for arm in arms]
+        if len(set(values)) > 1:
+            found.append(_group(name, arms, values))
     return found
 
 
-def _group(evidence: Evidence, name: str, arms: Sequence[ArmSummary]) -> Group:
+def _group(name: str, arms: Sequence[ArmSummary], values: Sequence[Any]) -> Group:
     heading, key = _HEADINGS.get(name, (name, ""))
     axis = key.rpartition(".")[2] or ("data" if name == "data" else "arm")
-    values = [_value(evidence, arm, name, key) for arm in arms]
     # Numbers in order; words as the arms come, the base's among them first.
     numeric = all(isinstance(value, int | float) for value in values)
     order = sorted(set(values)) if numeric else list(dict.fromkeys(values))

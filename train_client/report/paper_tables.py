@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from train_client.experiment.summary import ArmSummary, Summary
 from train_client.report import paper_numbers as paper
@@ -17,8 +17,7 @@ _OURS_BEYOND = ("colm", "paper_exact", "matched", "pivotal", "hardest")
 
 def paper_tables(evidence: Evidence) -> list[Table]:
     """Tables 1 to 4, each where at least one of its arms is there."""
-    summary = evidence.summary
-    return [table for make in (_table_1, _table_2, _table_3, _table_4) if (table := make(summary)) is not None]
+    return [table for make in (_table_1, _table_2, _table_3, _table_4) if (table := make(evidence)) is not None]
 
 
 def has_the_papers_sets(summary: Summary) -> bool:
@@ -26,7 +25,7 @@ def has_the_papers_sets(summary: Summary) -> bool:
     return any(set(paper.SETS) <= arm.sets.keys() for arm in summary.arms)
 
 
-def _table_1(summary: Summary) -> Table | None:
+def _table_1(evidence: Evidence) -> Table | None:
     rows = [
         ("random_r_uniform", "random r, uniform draws", paper.SMALL_1K),
         ("random_b_uniform", "random b, uniform draws", paper.LARGE_1K),
@@ -39,12 +38,11 @@ def _table_1(summary: Summary) -> Table | None:
         ("paper_2x", "paper, 2 × steps", paper.SELECTED_2K),
         *((f"{name}_2x", "", None) for name in _OURS_BEYOND),
     ]
-    theirs = [("2K", paper.SMALL_2K), ("2K", paper.LARGE_2K)]
     caption = "Table 1: small and large random batches, and selection. The paper’s random batches are drawn uniformly."
-    return _by_set(summary, caption, rows, more=[("pretrained", paper.PRETRAINED), *theirs])
+    return _by_set(evidence, caption, rows, more=[paper.PRETRAINED, paper.SMALL_2K, paper.LARGE_2K])
 
 
-def _table_2(summary: Summary) -> Table | None:
+def _table_2(evidence: Evidence) -> Table | None:
     rows = [
         ("paper", "selected, weighted sampling", paper.SELECTED_1K),
         ("paper_uniform", "selected, uniform draws", paper.SELECTED_UNIFORM_1K),
@@ -53,49 +51,49 @@ def _table_2(summary: Summary) -> Table | None:
         ("matched", "matched, weighted sampling", None),
         ("matched_uniform", "matched, uniform draws", None),
     ]
-    if summary.find("paper_uniform") is None and summary.find("matched_uniform") is None:
+    if evidence.summary.find("paper_uniform") is None and evidence.summary.find("matched_uniform") is None:
         return None
-    return _by_set(summary, "Table 2: what weighted sampling is worth, with and without selection.", rows)
+    return _by_set(evidence, "Table 2: what weighted sampling is worth, with and without selection.", rows)
 
 
-def _table_3(summary: Summary) -> Table | None:
+def _table_3(evidence: Evidence) -> Table | None:
     rows = [
         ("paper_weight", "weight", paper.CRITERIA["weight"]),
         ("paper_weight_grad", "weight × grad", paper.CRITERIA["weight_grad"]),
         ("paper", "grad", paper.CRITERIA["grad"]),
     ]
-    return _by_averages(summary, "Table 3: which coordinates are compared.", "criterion", rows)
+    return _by_averages(evidence, "Table 3: which coordinates are compared.", "criterion", rows)
 
 
-def _table_4(summary: Summary) -> Table | None:
+def _table_4(evidence: Evidence) -> Table | None:
     rows = [
         ("paper_k_half", "half the width", paper.SPARSITY[0.5]),
         ("paper", "the width", paper.SPARSITY[1.0]),
         ("paper_k_double", "twice the width", paper.SPARSITY[2.0]),
     ]
-    return _by_averages(summary, "Table 4: how many coordinates are compared.", "k", rows)
+    return _by_averages(evidence, "Table 4: how many coordinates are compared.", "k", rows)
 
 
 def _by_set(
-    summary: Summary,
+    evidence: Evidence,
     caption: str,
     wanted: Sequence[tuple[str, str, PaperRow | None]],
-    more: Sequence[tuple[str, PaperRow]] = (),
+    more: Sequence[PaperRow] = (),
 ) -> Table | None:
-    found = [(arm, title or arm.title, theirs) for name, title, theirs in wanted if (arm := summary.find(name))]
+    found = [
+        (arm, title or arm.title, theirs) for name, title, theirs in wanted if (arm := evidence.summary.find(name))
+    ]
     if not found:
         return None
-    if has_the_papers_sets(summary):
+    if has_the_papers_sets(evidence.summary):
         titles = [paper.SET_TITLES[name] for name in paper.SETS]
         columns = [*titles[:3], "in-domain", *titles[3:], "out-of-domain", "all"]
         rows = []
         for arm, title, theirs in found:
-            rows.append(_row(arm, title, [Cell(text) for text in _six_sets(arm)]))
+            rows.append(_row(arm, title, [Cell(text) for text in _six_sets(evidence, arm)]))
             if theirs is not None:
                 rows.append(_paper_row(theirs.title, _cells(theirs)))
-        rows += [
-            _paper_row(f"{row.title}, {steps}" if steps != row.title else row.title, _cells(row)) for steps, row in more
-        ]
+        rows += [_paper_row(row.title, _cells(row)) for row in more]
         return Table(f"{caption} Exact match in percent.", "method", [(text, "") for text in columns], rows)
     sets = list(dict.fromkeys(name for arm, _, _ in found for name in arm.sets))
     columns = [*sets, *(["mean of sets"] if len(sets) > 1 else []), "balanced loss", "natural loss"]
@@ -110,17 +108,17 @@ def _by_set(
 
 
 def _by_averages(
-    summary: Summary, caption: str, head: str, wanted: Sequence[tuple[str, str, PaperAverages]]
+    evidence: Evidence, caption: str, head: str, wanted: Sequence[tuple[str, str, PaperAverages]]
 ) -> Table | None:
-    found = [(arm, title, theirs) for name, title, theirs in wanted if (arm := summary.find(name))]
+    found = [(arm, title, theirs) for name, title, theirs in wanted if (arm := evidence.summary.find(name))]
     if len(found) < 2:
         return None
-    same_sets = has_the_papers_sets(summary)
+    same_sets = has_the_papers_sets(evidence.summary)
     ours = ["in-domain", "out-of-domain", "all"] if same_sets else ["accuracy", "balanced loss", "gradient error"]
     rows = []
     for arm, title, theirs in found:
         if same_sets:
-            texts = _six_sets(arm)
+            texts = _six_sets(evidence, arm)
             cells = [Cell(texts[3]), Cell(texts[7]), Cell(texts[8])]
         else:
             accuracy, loss = with_error(arm.means["accuracy"], 1, scale=100), with_error(arm.means["balanced"])
@@ -156,15 +154,11 @@ def _number(number: Number) -> str:
     return f"{value:.1f}" if error is None else f"{value:.1f} ± {error:.1f}"
 
 
-def _six_sets(arm: ArmSummary) -> list[str]:
-    """The paper's columns; averages over sets have no error here but the last, whose seeds are averaged whole."""
-    return list(_columns(arm))
-
-
-def _columns(arm: ArmSummary) -> Iterator[str]:
-    for names in (paper.IN_DOMAIN, paper.OUT_OF_DOMAIN):
-        means = [arm.sets[name].mean for name in names if name in arm.sets]
-        yield from (with_error(arm.sets.get(name), 1, scale=100) for name in names)
-        known = [mean for mean in means if mean is not None]
-        yield f"{100 * sum(known) / len(known):.1f}" if len(known) == len(names) else NOTHING
-    yield with_error(arm.means["accuracy"], 1, scale=100)
+def _six_sets(evidence: Evidence, arm: ArmSummary) -> list[str]:
+    """The paper's columns."""
+    sets = [with_error(arm.sets.get(name), 1, scale=100) for name in paper.SETS]
+    within, beyond, everywhere = (
+        with_error(evidence.set_average(arm.name, names), 1, scale=100)
+        for names in (paper.IN_DOMAIN, paper.OUT_OF_DOMAIN, paper.SETS)
+    )
+    return [*sets[:3], within, *sets[3:], beyond, everywhere]

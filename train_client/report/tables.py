@@ -77,8 +77,8 @@ def main_table(evidence: Evidence) -> Table:
     rows = [_main_row(arm, best=arm is best) for arm in evidence.main]
     caption = (
         "Means over seeds. Differences, shares and equal-cost differences are paired by seed, against random rows "
-        "drawn by source. Equal cost counts passes of rows through the model, and takes the better of larger "
-        "sub-batches and more steps."
+        "drawn by source. Equal cost counts passes of rows through the model, and takes the best that "
+        "random rows give for it: larger sub-batches, more steps, or either stopped early."
     )
     return Table(caption, "arm", MAIN_COLUMNS, rows)
 
@@ -160,7 +160,7 @@ def cost_table(evidence: Evidence) -> Table | None:
     if not used:
         return None
     names = {"row_cost": "row passes", "busy": "device-s busy", "held": "device-s held"}
-    columns = [(names[measure], "more steps" if more else "larger r") for measure, more in used]
+    columns = [(names[measure], "more steps" if more else "more rows") for measure, more in used]
     rows = []
     for arm in arms:
         cells = []
@@ -171,7 +171,8 @@ def cost_table(evidence: Evidence) -> Table | None:
         rows.append(Row(arm.title, cells, look.css_color, look.outline))
     caption = (
         "Balanced loss, difference to random rows for which as much was spent, with 95% intervals; above, what is "
-        "held equal, and below it how random rows spend what selection spends on scores. Device-seconds are of the "
+        "held equal, and below it how random rows spend what selection spends on scores, "
+        "stopped early where that is better. Device-seconds are of the "
         "machine that ran this; where other work ran beside, row passes say more."
     )
     return Table(caption, "arm", columns, rows)

@@ -27,6 +27,15 @@ class Verdict:
     more: tuple[str, ...]
 
 
+# (Whether with more steps, whether stopped early) → how random rows spend what selection spends on scores.
+_SPENT = {
+    (False, False): "with larger sub-batches",
+    (False, True): "with all b rows, stopped early",
+    (True, False): "with more steps",
+    (True, True): "with twice the steps, stopped early",
+}
+
+
 def judge(evidence: Evidence) -> Verdict:
     """Whether selection beats random rows drawn the same way, at equal steps and at equal cost."""
     best = evidence.best
@@ -125,11 +134,11 @@ def _at_equal_cost(arm: ArmSummary) -> str | None:
     if one.difference is None:
         return f"At equal scoring-plus-training cost “{arm.title}” can’t be compared: it {one.reason}."
     where = "below" if one.difference.mean < 0 else "above"
-    spent = "more steps" if one.references[1] != arm.own.references[1] else "larger sub-batches"
+    spent = _SPENT[one.references[1] != arm.own.references[1], one.stopped]
     says = "" if one.difference.count == 1 else f", which {_settled(one.difference)}"
     return (
         f"At equal scoring-plus-training cost “{arm.title}” ends {plain(abs(one.difference.mean))} {where} random "
-        f"rows, on which as much is spent with {spent}{_in_brackets(one.difference)}{says}."
+        f"rows, on which as much is spent {spent}{_in_brackets(one.difference)}{says}."
     )
 
 
