@@ -97,7 +97,8 @@ def _equal_costs(arm: _Numbers, references: tuple[str, str], runs: Runs) -> Iter
         costs = (cheap, dear)
         equal = between(cost, costs, (losses[1], losses[2]))
         if equal is None:
-            reason = "costs more than the dear random arm" if cost > dear else "costs less than the cheap random arm"
+            beyond = f"more than {references[1]}" if cost > dear else f"less than {references[0]}"
+            reason = f"costs {beyond.replace('_', ' ')}"
             yield EqualCost(measure, references, False, costs, cost, None, reason)
             continue
         early = [_stopped(runs[references[1]][seed], cost / dear) for seed in seeds]

@@ -16,6 +16,7 @@ from scipy import stats
 from shared.errors import DataError
 
 CONFIDENCE = 0.95
+_FEWEST_DRAWN = 3
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class Difference:
     high: float | None
     p_value: float | None
     count: int
+
+    @property
+    def drawn(self) -> tuple[float, float] | None:
+        """The interval, if it is of a size to be drawn: that of two seeds is several times as wide as that of three."""
+        if self.low is None or self.high is None or self.count < _FEWEST_DRAWN:
+            return None
+        return self.low, self.high
 
     @property
     def excludes_zero(self) -> bool:
@@ -146,7 +154,7 @@ def share_closed(arm: Sequence[float], start: Sequence[float], goal: Sequence[fl
     factor = _t_quantile(count) ** 2
     square = bottom**2 - factor * var_bottom
     if square <= 0:
-        return Share(None, None, None, count, "undefined: the distance can't be told from zero")
+        return Share(None, None, None, count, "undefined: the distance is within the noise")
     middle = top * bottom - factor * covariance
     root = float(np.sqrt(max(0.0, middle**2 - square * (top**2 - factor * var_top))))
     return Share(top / bottom, float((middle - root) / square), float((middle + root) / square), count)

@@ -14,6 +14,7 @@ from train_client.report.evidence import Evidence
 from train_client.report.looks import Look, look_of
 
 _BAND = 0.16
+_ROUNDING = 1e-3
 _REFERENCES = ("random_r", "random_b")
 
 
@@ -40,7 +41,7 @@ def loss_curves(evidence: Evidence) -> Picture | None:
         for name, points in against.items():
             look, steps = look_of(name), [step for step, _ in points]
             right.plot(steps, [d.mean for _, d in points], look.dash, color=look.color, marker=look.marker)
-            bounded = [(step, d.low, d.high) for step, d in points if d.low is not None and d.high is not None]
+            bounded = [(step, *d.drawn) for step, d in points if d.drawn]
             if bounded:
                 x, low, high = zip(*bounded, strict=True)
                 right.fill_between(x, low, high, color=look.color, alpha=_BAND, linewidth=0)
@@ -56,7 +57,8 @@ def loss_curves(evidence: Evidence) -> Picture | None:
         "loss",
         draw,
         title="Held-out loss",
-        caption="Loss with bands of one standard error over seeds; paired differences with bands of 95% confidence. "
+        caption="Loss with bands of one standard error over seeds; paired differences with bands of 95% confidence, of "
+        "three seeds or more. "
         "Lower is better, and a band that holds the dashed line is no difference yet.",
         alt=f"Held-out loss by step. At the end: {ends}.",
         heights=(4.3, 8.2),
@@ -111,7 +113,8 @@ def cost_curves(evidence: Evidence) -> Picture | None:
 
 def gradient_curves(evidence: Evidence) -> Picture | None:
     """How far the sub-batch's gradient is from the large batch's, and whether errors add up."""
-    arms = [arm for arm in evidence.main if arm.curves["error"] and any(p.value.mean for p in arm.curves["error"])]
+    # What trains on all rows has the large batch's gradient, but for rounding.
+    arms = [arm for arm in evidence.main if any((p.value.mean or 0.0) > _ROUNDING for p in arm.curves["error"])]
     if not arms:
         return None
 

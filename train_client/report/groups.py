@@ -102,9 +102,8 @@ def _difference(arm: ArmSummary, at: int) -> Value | None:
     difference = arm.own.differences.get("balanced")
     if arm.name == arm.own.references[0] or difference is None:
         return None
-    mean = difference.mean
-    low, high = (mean if end is None else end for end in (difference.low, difference.high))
-    return Value(at, mean, low, high)
+    low, high = difference.drawn or (difference.mean, difference.mean)
+    return Value(at, difference.mean, low, high)
 
 
 def _value(evidence: Evidence, arm: ArmSummary, name: str, key: str) -> Any:

@@ -77,7 +77,7 @@ def _draw(spans: Sequence[Span], title: str) -> Picture | None:
         "timeline",
         draw,
         title="Selection while training",
-        caption=f"A few steps of {title}; numbers are steps. {hidden:.0%} of the selector’s work in them runs while "
+        caption=f"A few steps of “{title}”; numbers are steps. {hidden:.0%} of the selector’s work in them runs while "
         "the trainers are at an earlier step.",
         alt=f"Timeline of {title}: lanes {', '.join(lanes)}; {hidden:.0%} of the selector's work overlaps with "
         "training on earlier steps.",

@@ -127,7 +127,8 @@ def by_source(evidence: Evidence) -> Picture | None:
         "sources",
         draw,
         title="Which sources gain",
-        caption="Held-out loss at the end, difference to random r paired by seed, with 95% intervals. Left is better.",
+        caption="Held-out loss at the end, difference to random r paired by seed, with 95% intervals where "
+        "there are three seeds or more. Left is better.",
         alt="; ".join(
             f"{short_source(source)}: "
             + ", ".join(f"{arm.title} {d.mean:+.3f}" for arm in arms if (d := values[arm.name].get(source)))
@@ -198,8 +199,8 @@ def _bar(axes: Axes, low: float, high: float, row: float, *, color: str) -> None
 
 
 def _error(axes: Axes, difference: Difference, row: float, *, color: str) -> None:
-    if difference.low is not None and difference.high is not None:
-        axes.hlines(row, difference.low, difference.high, color=color, linewidth=1.3)
+    if difference.drawn:
+        axes.hlines(row, *difference.drawn, color=color, linewidth=1.3)
 
 
 def _reach(means: Sequence[float], *, zero: bool = True) -> tuple[float, float]:

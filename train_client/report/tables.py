@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train_client.experiment.statistics import Difference, Share
+from train_client.experiment.comparison import Comparison
+from train_client.experiment.statistics import Difference
 from train_client.experiment.summary import ArmSummary
 from train_client.report.evidence import Evidence, short_source
 from train_client.report.looks import look_of
@@ -90,7 +91,7 @@ def _main_row(arm: ArmSummary, *, best: bool) -> Row:
     cells = [
         Cell(with_error(means["balanced"]), kind="best" if best else ""),
         Cell(NOTHING) if reference else difference_cell(weighted.differences.get("balanced")),
-        share_cell(weighted.shares.get("balanced")),
+        share_cell(arm, weighted),
         difference_cell(equal.difference if equal else None, missing=equal.reason if equal else ""),
         Cell(with_error(means["natural"])),
         Cell(_percent_with_error(arm)),
@@ -113,15 +114,17 @@ def difference_cell(difference: Difference | None, *, missing: str = "") -> Cell
     return Cell(signed(difference.mean), interval(difference) or "one seed", "" if sure else "muted")
 
 
-def share_cell(share: Share | None) -> Cell:
-    """A share with its interval, or why there is none."""
+def share_cell(arm: ArmSummary, comparison: Comparison) -> Cell:
+    """A share with its interval, or why there is none; of the references, what it is by definition."""
+    if arm.name in comparison.references:
+        return Cell(percent(float(comparison.references.index(arm.name))))
+    share = comparison.shares.get("balanced")
     if share is None:
         return Cell(NOTHING)
     if share.value is None:
         head, _, reason = share.reason.partition(": ")
         return Cell(head, reason, "muted")
-    exact = share.low is not None and share.low == share.high
-    return Cell(percent(share.value), "" if exact else share_interval(share) or "one seed")
+    return Cell(percent(share.value), share_interval(share) or "one seed")
 
 
 def group_table(arms: Sequence[ArmSummary], settings: Sequence[str], head: str) -> Table:
@@ -142,7 +145,7 @@ def group_table(arms: Sequence[ArmSummary], settings: Sequence[str], head: str) 
             Cell(setting),
             Cell(with_error(arm.means["balanced"])),
             Cell(NOTHING) if arm.name == own.references[0] else difference_cell(own.differences.get("balanced")),
-            share_cell(own.shares.get("balanced")),
+            share_cell(arm, own),
             Cell(_percent_with_error(arm)),
             Cell(plain(arm.mean("gradient_error"), 2), plain(arm.mean("bias"), 2)),
             Cell(seconds(arm.mean("wall")), _error_only(arm, "wall")),

@@ -103,7 +103,7 @@ def _more(evidence: Evidence, best: ArmSummary) -> Iterator[str]:
         verb = "lowers" if uniform.mean > 0 else "raises"
         yield (
             f"Weighted sampling without any selection {verb} random r’s balanced loss by {plain(abs(uniform.mean))}"
-            f"{_in_brackets(uniform)}."
+            f"{_in_brackets(uniform)}{'' if uniform.excludes_zero or uniform.count == 1 else ', which may be chance'}."
         )
     diverged = [f"{arm.title} (seeds {listed([*map(str, arm.diverged)])})" for arm in evidence.main if arm.diverged]
     if diverged:
