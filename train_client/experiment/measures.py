@@ -11,27 +11,6 @@ Run = Mapping[str, Any]
 # Passes through the model: a scored row goes forward once, a trained row forward and, at twice the cost, backward.
 SCORED, TRAINED = 1, 3
 
-TITLES: Mapping[str, str] = {
-    "balanced": "held-out loss, balanced",
-    "natural": "held-out loss, natural",
-    "accuracy": "accuracy, mean over sets",
-    "gradient_error": "gradient error",
-    "cosine": "cosine with the large batch's gradient",
-    "bias": "bias of the gradient",
-    "bias_floor": "bias that chance alone would show",
-    "wall": "wall seconds",
-    "step": "seconds of a step",
-    "waited": "seconds waited for selections",
-    "held": "device-seconds held",
-    "busy": "device-seconds busy",
-    "trainer_memory": "trainer's peak memory",
-    "selector_memory": "selector's peak memory",
-    "scored": "rows scored",
-    "trained": "rows trained",
-    "distinct": "distinct rows trained",
-    "row_cost": "row passes",
-}
-
 
 def measures(run: Run) -> dict[str, float | None]:
     """Every number of a run that has a mean over seeds; None where the run doesn't have it, NaN where it diverged."""

@@ -53,7 +53,7 @@ class ArmSummary:
         name, title, groups, variant: As in experiment.json.
         seeds: Which are finished.
         diverged: Seeds whose balanced loss at the end isn't finite; means leave them out.
-        means: Measure → its mean; see `measures.TITLES`.
+        means: Measure → its mean; `measures` names them.
         sets: Question set → accuracy.
         source_losses: Source → held-out loss at the end.
         source_accuracy: Source → accuracy.
