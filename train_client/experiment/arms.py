@@ -124,9 +124,13 @@ def _of_the_paper() -> Iterator[Arm]:
 
 
 def _of_ours() -> Iterator[Arm]:
-    for name, overrides in (("paper", _PAPER), ("paper_exact", _PAPER_EXACT), ("matched", _MATCHED)):
+    for name, method, overrides in (
+        ("paper", "paper", _PAPER),
+        ("paper_exact", "paper, exact gradients", _PAPER_EXACT),
+        ("matched", "matched", _MATCHED),
+    ):
         for staleness in (0, 1, 2, 4):
-            title, stale = f"{name}, staleness {staleness}", {"run.staleness": staleness}
+            title, stale = f"{method}, staleness {staleness}", {"run.staleness": staleness}
             chosen = name == "matched" and staleness == 0
             yield Arm(f"{name}_stale_{staleness}", title, ("staleness",), overrides | stale, in_smoke=chosen)
     for count in (1, 4, 16, 64):

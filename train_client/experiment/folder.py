@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -60,6 +61,7 @@ def describe(out: Path, *, name: str, scale: str, smoke: bool, base: Config, pla
         "arms": [arms[name] for name in order],
         "seeds": seeds,
         "config": portable(base, out),
+        "machine": f"{platform.system()} on {platform.machine()}, {os.cpu_count()} cores",
         "versions": _versions(),
     }
     write_json(path, content)
