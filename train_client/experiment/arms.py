@@ -58,6 +58,12 @@ class Times:
 _RANDOM_R: dict[str, Any] = {"selection.pick": "random"}
 _RANDOM_B = _RANDOM_R | {"selection.sub_batch_size": Times("selection.large_batch_size", 1)}
 _UNIFORM = {"selection.sampling": "uniform"}
+_SELECTING: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("paper", "paper", _PAPER),
+    ("paper_exact", "paper, exact gradients", _PAPER_EXACT),
+    ("matched", "matched", _MATCHED),
+)
+_COMPARED = (("random_r", "random r", _RANDOM_R), ("random_b", "random b", _RANDOM_B), *_SELECTING)
 _TWICE = {"run.num_steps": Times("run.num_steps", 2)}
 
 
@@ -112,23 +118,13 @@ def _of_the_paper() -> Iterator[Arm]:
         name = f"paper_k_{part}"
         yield Arm(name, f"paper, {part} the coordinates", ("sparsity",), overrides, in_smoke=part == "half")
     twice = ("random_r_2x", "random_b_2x")
-    for name, title, overrides in (
-        ("random_r", "random r", _RANDOM_R),
-        ("random_b", "random b", _RANDOM_B),
-        ("paper", "paper", _PAPER),
-        ("paper_exact", "paper, exact gradients", _PAPER_EXACT),
-        ("matched", "matched", _MATCHED),
-    ):
+    for name, title, overrides in _COMPARED:
         doubled = f"{name}_2x"
         yield Arm(doubled, f"{title}, 2 × steps", ("steps",), overrides | _TWICE, twice, in_smoke=name == "paper")
 
 
 def _of_ours() -> Iterator[Arm]:
-    for name, method, overrides in (
-        ("paper", "paper", _PAPER),
-        ("paper_exact", "paper, exact gradients", _PAPER_EXACT),
-        ("matched", "matched", _MATCHED),
-    ):
+    for name, method, overrides in _SELECTING:
         for staleness in (0, 1, 2, 4):
             title, stale = f"{method}, staleness {staleness}", {"run.staleness": staleness}
             chosen = name == "matched" and staleness == 0
@@ -155,14 +151,7 @@ def _of_ours() -> Iterator[Arm]:
 def _of_other_data() -> Iterator[Arm]:
     for variant in ("clean", "duplicates", "wrong"):
         references = (f"random_r_{variant}", f"random_b_{variant}")
-        for name, title, overrides in (
-            ("random_r", "random r", _RANDOM_R),
-            ("random_b", "random b", _RANDOM_B),
-            ("paper", "paper", _PAPER),
-            ("paper_exact", "paper, exact gradients", _PAPER_EXACT),
-            ("matched", "matched", _MATCHED),
-            ("hardest", "largest losses", _HARDEST),
-        ):
+        for name, title, overrides in (*_COMPARED, ("hardest", "largest losses", _HARDEST)):
             yield Arm(f"{name}_{variant}", f"{title}, {variant} data", ("data",), overrides, references, variant)
 
 
