@@ -44,6 +44,7 @@ def run_experiment(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         return
     if arguments.out is None:
         raise ConfigError("--out is missing: give the folder for results")
+    find_arms(given.get("experiment.arms", ()))  # a wrong name costs no minutes of making a world
     with held(arguments.out) as out, _ending_on_sigterm():
 
         def base(variant: str) -> Config:
