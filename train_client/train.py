@@ -50,15 +50,7 @@ def train(config: Config) -> None:
     set_seed(config.run.seed, device_specific=True)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     model = make_model(config, accelerator.device)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-    )
-    # Stepped once per attempted step by the loop below: the rate at step t doesn't depend on the number of ranks.
-    scheduler = get_cosine_schedule_with_warmup(
-        optimizer, round(settings.warmup_ratio * config.run.num_steps), config.run.num_steps
-    )
+    optimizer, scheduler = make_optimizer(config, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
     subbatch = SubbatchPlugin(accelerator, model, config, tokenizer=tokenizer)
@@ -173,6 +165,21 @@ def make_model(config: Config, device: torch.device) -> Any:
     if not lora:
         return model.train().requires_grad_()
     return new_adapter(model, lora).train()
+
+
+def make_optimizer(config: Config, model: Any) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW over what is trained, and its schedule, which the loop steps once per attempted step.
+
+    So the rate at step t doesn't depend on the number of ranks.
+    """
+    settings, num_steps = config.train, config.run.num_steps
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    warmup = round(settings.warmup_ratio * num_steps)
+    return optimizer, get_cosine_schedule_with_warmup(optimizer, warmup, num_steps)
 
 
 def run_facts(info: RunInfo, model: Any) -> dict[str, Any]:

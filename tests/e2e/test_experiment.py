@@ -34,6 +34,8 @@ def out(config: Path) -> Path:
     result = experiment(config, folder)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "[2/2] paper, seed 3" in result.stdout
+    assert f"the report is {folder / 'report.html'}" in result.stdout
+    assert "random r" in (folder / "report.html").read_text()
     return folder
 
 

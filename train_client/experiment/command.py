@@ -107,11 +107,16 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 
 def _conclude(out: Path, console: Console) -> None:
-    """Write and show what the finished runs say."""
+    """Write and show what the finished runs say; the page too, where what draws it is installed."""
     if not any(out.glob("arms/*/*.json")):
         return
     from train_client.experiment.summary import summarise
     from train_client.experiment.table import summary_table
+    from train_client.report.command import run_report
 
     console.print(summary_table(summarise(out)))
-    console.print(f"results are in {out}; make a page of them: train-client report {out}", soft_wrap=True, markup=False)
+    console.print(f"results are in {out}", soft_wrap=True, markup=False)
+    try:
+        run_report(out, None, console=console, with_table=False)
+    except ConfigError as error:  # the results are whole without it
+        console.print(str(error), soft_wrap=True, markup=False)

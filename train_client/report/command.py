@@ -18,13 +18,14 @@ from train_client.report.verdict import judge
 REPORT_FILE = "report.html"
 
 
-def run_report(folder: Path, out: Path | None, *, console: Console | None = None) -> Path:
+def run_report(folder: Path, out: Path | None, *, console: Console | None = None, with_table: bool = True) -> Path:
     """Write the page of an experiment's results so far.
 
     Args:
         folder: The experiment's `--out`.
         out: The file to write; None: report.html in the folder.
-        console: Where the path and the main table are printed.
+        console: Where the main table, the verdict and the path are printed.
+        with_table: Whether the table is.
 
     Returns:
         The file.
@@ -44,7 +45,8 @@ def run_report(folder: Path, out: Path | None, *, console: Console | None = None
     path = out or folder / REPORT_FILE
     _write(path, render(evidence))
     console = console or Console()
-    console.print(summary_table(replace(evidence.summary, arms=tuple(evidence.main))))
+    if with_table:
+        console.print(summary_table(replace(evidence.summary, arms=tuple(evidence.main))))
     verdict = judge(evidence)
     console.print(f"{verdict.answer}. {verdict.sentence}", markup=False, highlight=False)
     console.print(f"the report is {path}", markup=False, highlight=False, soft_wrap=True)
