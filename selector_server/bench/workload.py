@@ -7,22 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PhiConfig, PhiForCausalLM
 
-from shared.dataset import ROWS_SCHEMA, Manifest, SourceInfo, Store, TokenizerInfo
+from shared.dataset import Manifest, SourceInfo, Store, TokenizerInfo
 from shared.partition import by_token_budget
 from shared.records import Row
 from shared.rowloss import collate, find_answers
-
-# Quantiles (0, 5, ..., 100 %) of the tokens of prompts, template included, and of answers: 400 rows of each of ten
-# MathInstruct sources (what a source-weighted draw sees), a byte-level BPE of 8,192 entries, rows up to 512 tokens. The
-# two are nearly independent (correlation 0.13). A row has 194 tokens on average, 52 % of them answer.
-_PROMPT_TOKENS = (38, 54, 61, 65, 68, 71, 74, 78, 81, 84, 88, 91, 96, 100, 105, 110, 116, 122, 132, 145, 389)
-_ANSWER_TOKENS = (8, 25, 39, 44, 50, 55, 60, 64, 69, 74, 79, 84, 91, 99, 109, 122, 141, 163, 196, 264, 440)
-MAX_TOKENS = 512
+from shared.synthetic.random_rows import MAX_TOKENS, random_rows
 
 # The fastest for a plain head on a CPU: logits of 128 tokens at vocabulary 51,200.
 _LOGITS_VALUES = 128 * 51200
@@ -30,17 +23,6 @@ _LOGITS_VALUES = 128 * 51200
 
 def make_store(*, num_rows: int, vocab_size: int, num_sources: int = 10, seed: int = 0) -> Store:
     """Rows of random tokens with MathInstruct's lengths, in memory; all sources are of one size."""
-    rng = np.random.default_rng(seed)
-    grid = np.linspace(0, 1, len(_PROMPT_TOKENS))
-    prompt, answer = (
-        np.interp(rng.random(2 * num_rows), grid, q).astype(int) for q in (_PROMPT_TOKENS, _ANSWER_TOKENS)
-    )
-    fits = np.flatnonzero(prompt + answer <= MAX_TOKENS)[:num_rows]
-    columns = {
-        "input_ids": [rng.integers(0, vocab_size, size, dtype=np.int32) for size in (prompt + answer)[fits]],
-        "num_prompt_tokens": prompt[fits],
-        "origin": np.arange(num_rows),
-    }
     sizes = np.bincount(np.arange(num_rows) % num_sources)
     manifest = Manifest(
         fingerprint="random",
@@ -55,7 +37,7 @@ def make_store(*, num_rows: int, vocab_size: int, num_sources: int = 10, seed: i
             SourceInfo(name=f"source {i:03}", rows=int(n), mean_tokens=0.0, dropped=0) for i, n in enumerate(sizes)
         ),
     )
-    return Store(Path("random"), manifest, [pa.record_batch(columns, schema=ROWS_SCHEMA)])
+    return Store(Path("random"), manifest, [random_rows(num_rows, vocab_size=vocab_size, seed=seed)])
 
 
 def make_model(

@@ -14,9 +14,10 @@ from selector_server import engine
 from selector_server.bench import scoring
 from selector_server.bench.peak_memory import peak_bytes
 from selector_server.bench.stages import STAGES, stage_seconds
-from selector_server.bench.workload import MAX_TOKENS, make_model, make_store, plain_forward
+from selector_server.bench.workload import make_model, make_store, plain_forward
 from selector_server.scoring import estimators, probes, split, tail
 from shared.selection_config import SelectionConfig
+from shared.synthetic.random_rows import MAX_TOKENS
 
 CPU = torch.device("cpu")
 small_model = partial(make_model, layers=2, width=64)
