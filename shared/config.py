@@ -111,13 +111,24 @@ class ServerConfig(Branch):
 class ClientConfig(Branch):
     """How a trainer reaches its selector: a server's address, or `inline` for selection in the training process."""
 
+    # Or `replay`: train on the selections that an earlier run recorded, whose `train.output` is `replay`.
     selector: str = "127.0.0.1:50051"
+    replay: Path | None = None
     # How long to wait for a server that was never reached, and for one that went away or is late.
     connect_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     wait_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     call_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     token_file: Path | None = None
     tls: TlsConfig | None = None
+
+    @model_validator(mode="after")
+    def _replay_has_a_recording(self) -> ClientConfig:
+        if (self.selector == "replay") != (self.replay is not None):
+            raise ValueError(
+                f"selector {self.selector!r} and replay {self.replay} don't go together: give selector 'replay' and "
+                "replay the train.output of an earlier run, or neither"
+            )
+        return self
 
 
 class LoraSettings(Branch):

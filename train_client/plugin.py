@@ -35,6 +35,7 @@ from train_client.guard import LoopGuard
 from train_client.inline import InlineSource
 from train_client.loader import Step, SubBatch, SubBatchLoader
 from train_client.ranks import Ranks
+from train_client.replay import ReplaySource
 from train_client.source import SelectionSource, ServerSource
 
 _STATE_FORMAT = 1
@@ -325,4 +326,6 @@ class SubbatchPlugin:
         client = self._config.client
         if client.selector == "inline":
             return InlineSource(self._model, self._store, self._ranks)
+        if client.replay is not None:
+            return ReplaySource(client.replay, self._store)
         return ServerSource(client, self._model, self._ranks, run=self._config.run.name)

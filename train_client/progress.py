@@ -69,6 +69,7 @@ class Progress:
         row = {
             "step": report.selection.step,
             "weights_version": report.selection.weights_version,
+            "large_batch_size": report.selection.large_batch_size,
             "learning_rate": learning_rate,
             "skipped": report.selection.skipped.tolist(),
             "step_seconds": report.step_seconds,
