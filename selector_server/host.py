@@ -1,4 +1,4 @@
-"""All runs of a server: one base model, one store, one worker thread that selects, and who goes next.
+"""All runs of a server: one store, one worker thread that builds engines and selects, and who goes next.
 
 Everything here runs on the server's event loop except what is handed to the worker (loading weights, scoring, picking)
 or to helper threads (disk). A run's journal is only written under that run's lock.
@@ -7,13 +7,11 @@ or to helper threads (disk). A run's journal is only written under that run's lo
 from __future__ import annotations
 
 import asyncio
-import copy
-import dataclasses
-import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,22 +19,18 @@ from selector_server.agreement import require_same_fingerprints
 from selector_server.engine import SelectionEngine
 from selector_server.journal import Journal
 from selector_server.run import Run
-from shared.convert import times_to_pb
+from selector_server.run_engine import BuildEngine, select_step
 from shared.dataset import Store
 from shared.errors import (
     ConfigError,
-    ModelError,
     RunNotFoundError,
     SelectionError,
     SubbatchError,
     UnavailableError,
     WeightsError,
 )
-from shared.model import add_adapter, tensor_specs, trainable_tensors
-from shared.pb.v1 import selector_pb2 as pb
 from shared.records import Fingerprints, RunInfo
 from shared.weights import content_hash, decode_weights
-from shared.wire import encode_selection
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +53,26 @@ class HostedRun:
         self.revision = 0
         self.engine: SelectionEngine | None = None
         self.journal_seconds: dict[int, float] = {}
+        self.receive_seconds: dict[int, float] = {}
 
 
 class Host:
     """The runs of one server."""
 
-    def __init__(self, model: Any, store: Store, fingerprints: Fingerprints, folder: Path, *, max_runs: int) -> None:
-        """Take up every run whose journal is in `folder`; a damaged one is logged, and refused when it is opened."""
-        self._model, self._store, self._fingerprints, self._folder = model, store, fingerprints, folder
-        self._max_runs = max_runs
+    def __init__(
+        self, store: Store, fingerprints: Fingerprints, folder: Path, *, build: BuildEngine, max_runs: int
+    ) -> None:
+        """Take up every run whose journal is in `folder`; a damaged one is logged, and refused when it is opened.
+
+        Args:
+            store: The rows that runs draw from.
+            fingerprints: What trainers must agree with.
+            folder: Holds a journal for each run.
+            build: Makes the engine of a run; it and its engines are used in the worker thread alone.
+            max_runs: Most runs that may be open at a time.
+        """
+        self._store, self._fingerprints, self._folder = store, fingerprints, folder
+        self._build, self._max_runs = build, max_runs
         self._runs: dict[str, HostedRun] = {}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="selector")
         self._wake = asyncio.Event()
@@ -129,7 +134,7 @@ class Host:
                 f"selection.large_batch_size {info.selection.large_batch_size} is larger than the data, {num_rows} "
                 "rows: lower it, or prepare a larger store"
             )
-        engine = await self._in_worker(self._build_engine, info)
+        engine = await self._in_worker(self._build, info)
         hosted = self._runs.get(info.name) or self._add(info.name)
 
         async def locked() -> list[int]:
@@ -180,29 +185,6 @@ class Host:
         hosted = HostedRun(Run(Journal(self._folder / name)))
         self._runs[name] = hosted
         return hosted
-
-    def _build_engine(self, info: RunInfo) -> SelectionEngine:
-        """An engine of the run's own: it shares the frozen base, and has its own adapter or its own full copy."""
-        gc.collect()  # an engine that was let go of frees its float32 tail only then
-        if not info.selection.scores:
-            return SelectionEngine(self._model, self._store, info.selection, run=info.name, seed=info.seed)
-        shared_tensors = [*self._model.parameters(), *self._model.buffers()] if info.adapter_json else []
-        model = copy.deepcopy(self._model, {id(tensor): tensor for tensor in shared_tensors})
-        trained = {spec.name for spec in info.trainable}
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not info.adapter_json and name in trained)
-        if info.adapter_json:
-            model = add_adapter(model, info.adapter_json)
-        model.eval()
-        mine = {spec.name: spec.shape for spec in tensor_specs(trainable_tensors(model))}
-        theirs = {spec.name: spec.shape for spec in info.trainable}
-        if mine != theirs:
-            differing = sorted(set(mine.items()) ^ set(theirs.items()))[:3]
-            raise ModelError(
-                f"run {info.name!r} trains {len(theirs)} tensors, the server's model with the same adapter has "
-                f"{len(mine)}; differing: {differing}: load the same model and adapter on both sides"
-            )
-        return SelectionEngine(model, self._store, info.selection, run=info.name, seed=info.seed)
 
     async def notify(self, hosted: HostedRun) -> None:
         """Tell the run's listeners and the scheduler that something changed."""
@@ -280,7 +262,8 @@ class Host:
         run = hosted.run
         incarnation, step = run.incarnation, run.next_step
         try:
-            engine, message = await self._in_worker(self._select, run, hosted.engine, step)
+            select = partial(select_step, build=self._build)
+            engine, message = await self._in_worker(select, run, hosted.engine, step)
             async with hosted.lock:
                 if run.incarnation != incarnation or run.closed:
                     return
@@ -300,34 +283,6 @@ class Host:
             hosted.run.failure = error
             hosted.engine = None
             logger.error("run %s stops: %s", hosted.run.info.name, error)
-
-    def _select(
-        self, run: Run, engine: SelectionEngine | None, step: int
-    ) -> tuple[SelectionEngine, pb.SelectionMessage]:
-        """Load the weights of w(step) and select, with a new engine where there is none; runs in the worker thread."""
-        clock = time.perf_counter()
-        engine = engine or self._build_engine(run.info)
-        version = run.info.timing.weights_version(step)
-        if run.info.selection.scores and engine.weights_version != version:
-            payload = run.weights(version)
-            # Version 0 of full fine-tuning is what a new engine holds already.
-            tensors = {} if payload is None else decode_weights(payload, run.info.trainable)
-            engine.load(version, tensors)
-        loaded = time.perf_counter()
-        selected = engine.select(step, version, run.history(step))
-        times = dataclasses.replace(
-            selected.times,
-            started_unix_ns=selected.times.started_unix_ns - int((loaded - clock) * 1e9),
-            load_seconds=loaded - clock,
-        )
-        message = pb.SelectionMessage(
-            step=step,
-            weights_version=version,
-            arrow=encode_selection(selected.selection),
-            times=times_to_pb(times),
-            history=selected.history,
-        )
-        return engine, message
 
     async def _in_worker(self, function: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)

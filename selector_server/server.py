@@ -8,6 +8,7 @@ import fcntl
 import logging
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from selector_server.engine import require_vocabulary
 from selector_server.host import Host
+from selector_server.run_engine import build_engine
 from selector_server.service import SelectorService, TokenInterceptor
 from shared.config import Config, ServerConfig
 from shared.dataset import Store
@@ -67,7 +69,13 @@ async def serve(config: Config, *, on_ready: Callable[[str], None]) -> None:
         model = load_base_model(config.model, _device(config.server.device))
         require_vocabulary(model, store)
         fingerprints = Fingerprints(store.fingerprint, tokenizer, base_fingerprint(model))
-        host = Host(model, store, fingerprints, config.server.journal, max_runs=config.server.max_runs)
+        host = Host(
+            store,
+            fingerprints,
+            config.server.journal,
+            build=partial(build_engine, model, store),
+            max_runs=config.server.max_runs,
+        )
         service = SelectorService(host, max_weights_bytes=config.server.max_weights_bytes)
         selector_pb2_grpc.add_SelectorServiceServicer_to_server(service, server)
         await _add_standard_services(server)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import grpc
 import torch
 
 from selector_server.host import Host
+from selector_server.run_engine import build_engine
 from selector_server.service import SelectorService, TokenInterceptor
 from shared.config import Config, ModelConfig, SelectionConfig, TlsConfig
 from shared.dataset import Store
-from shared.model import adapter_to_json, base_fingerprint, load_base_model, tensor_specs, trainable_tensors
+from shared.model import adapter_to_json, base_fingerprint, load_base_model, trainable_tensors
 from shared.pb.v1 import selector_pb2_grpc
 from shared.records import Fingerprints, RunInfo
 from shared.timing import Timing
 from shared.transport import SERVER_OPTIONS, server_credentials
+from shared.weights import tensor_specs
 from tests.support import World
 from train_client.train import make_model
 
@@ -62,7 +65,13 @@ class LiveServer:
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.host = Host(self.model, self.store, self.fingerprints, self._folder, max_runs=self._max_runs)
+        self.host = Host(
+            self.store,
+            self.fingerprints,
+            self._folder,
+            build=partial(build_engine, self.model, self.store),
+            max_runs=self._max_runs,
+        )
         server = grpc.aio.server(
             options=SERVER_OPTIONS, interceptors=[TokenInterceptor(self._token)] * bool(self._token)
         )
