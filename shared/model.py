@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from shared.config import LoraSettings, ModelConfig
 from shared.errors import ConfigError, ModelError
-from shared.records import TensorSpec
+from shared.weights import tensor_specs as tensor_specs
 
 _HASH_CHUNK_ELEMENTS = 1 << 22
 _LOCAL_SETTINGS = (
@@ -132,11 +132,6 @@ def trainable_tensors(model: Any) -> dict[str, Tensor]:
     else:
         named = trained
     return {name: named[name].detach() for name in sorted(named)}
-
-
-def tensor_specs(tensors: dict[str, Tensor]) -> tuple[TensorSpec, ...]:
-    """Names, shapes and dtypes, in the order of `tensors`."""
-    return tuple(TensorSpec(name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items())
 
 
 def base_parameters(model: Any) -> dict[str, nn.Parameter]:

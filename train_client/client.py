@@ -12,7 +12,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,8 +25,9 @@ from shared.pb.v1 import selector_pb2 as pb
 from shared.pb.v1 import selector_pb2_grpc
 from shared.records import PhaseTimes, RunInfo, Selection
 from shared.transport import TOKEN_KEY, open_channel, read_token
-from shared.weights import chunks, content_hash
+from shared.weights import content_hash
 from shared.wire import decode_selection
+from train_client.upload import PUSH_METHOD, push_messages
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,11 +39,12 @@ _SLOWEST_PUSH_BYTES_PER_S = 4 << 20
 
 @dataclass(frozen=True)
 class Received:
-    """A selection as it arrived, with the server's phase times and its size on the wire."""
+    """A selection as it arrived, with the server's phase times, its size on the wire, and when that was."""
 
     selection: Selection
     times: PhaseTimes
     num_bytes: int
+    arrived_unix_ns: int
 
 
 class SelectorClient:
@@ -59,6 +61,9 @@ class SelectorClient:
         self._metadata = ((TOKEN_KEY, f"Bearer {token}"),) if token else ()
         self._channel = open_channel(config.selector, config.tls)
         self._stub = selector_pb2_grpc.SelectorServiceStub(self._channel)
+        self._push_weights = self._channel.stream_unary(
+            PUSH_METHOD, response_deserializer=pb.PushWeightsReply.FromString
+        )
         self._incarnation = 0
         self._arrived: queue.Queue[Received | SubbatchError] = queue.Queue(_MAX_QUEUED)
         self._stopping = threading.Event()
@@ -264,8 +269,8 @@ class SelectorClient:
 
     # ---- weights
 
-    def push(self, version: int, payload: bytes) -> None:
-        """Upload one version of the weights; returns when it is durable on the server.
+    def push(self, version: int, payload: bytes | memoryview) -> None:
+        """Upload one version of the weights; returns when it is durable on the server, until when it may not change.
 
         Raises:
             SubbatchError: refused, or the server stayed away.
@@ -277,15 +282,11 @@ class SelectorClient:
             num_bytes=len(payload),
             sha256=content_hash(payload),
         )
-
-        def requests() -> Iterator[pb.PushWeightsRequest]:
-            yield pb.PushWeightsRequest(header=header)
-            for chunk in chunks(payload):
-                yield pb.PushWeightsRequest(chunk=chunk)
-
         reply = self._call(
             f"run {self._run!r}: pushing weights version {version}",
-            lambda timeout: self._stub.PushWeights(requests(), timeout=timeout, metadata=self._metadata),
+            lambda timeout: self._push_weights(
+                push_messages(header, payload), timeout=timeout, metadata=self._metadata
+            ),
             patience_s=self._config.wait_timeout_s,
             timeout_s=self._config.call_timeout_s + len(payload) / _SLOWEST_PUSH_BYTES_PER_S,
         )
@@ -333,4 +334,4 @@ def _decode(message: pb.SelectionMessage, *, run: str, step: int) -> Received:
         raise WireError(
             f"expected the selection of run {run!r}, step {step}, got run {selection.run!r}, step {selection.step}"
         )
-    return Received(selection, times_from_pb(message.times), len(message.arrow))
+    return Received(selection, times_from_pb(message.times), len(message.arrow), time.time_ns())

@@ -1,7 +1,7 @@
 """Weights on their way to the server: a snapshot on the training thread, everything else in the background.
 
-A snapshot is kept until the server has it on disk. At most two are under way; a third waits, and says so, since a
-version that is skipped would leave a later step without its weights.
+A snapshot is kept until the server has it on disk, then its memory serves the next. At most two are under way; a third
+waits, and says so, since a version that is skipped would leave a later step without its weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from shared.errors import SubbatchError
-from shared.weights import encode_weights
+from train_client.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ MAX_UNDER_WAY = 2
 class Pusher:
     """Uploads snapshots in order, in one background thread."""
 
-    def __init__(self, upload: Callable[[int, bytes], None], *, run: str) -> None:
+    def __init__(self, upload: Callable[[int, memoryview], None], *, run: str) -> None:
         """Start the thread.
 
         Args:
@@ -35,17 +35,20 @@ class Pusher:
         """
         self._upload, self._run = upload, run
         self._changed = threading.Condition()
-        self._under_way: list[tuple[int, Mapping[str, Tensor]]] = []
+        self._under_way: list[tuple[int, Snapshot]] = []
+        self._free: list[Snapshot] = []
+        self._newest: Snapshot | None = None
         self._error: SubbatchError | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="subbatch-push", daemon=True)
         self._thread.start()
 
     def push(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Snapshot the tensors now and upload them later.
+        """Snapshot the tensors now and upload them later; they may not change before `before_overwriting`.
 
         Raises:
             SubbatchError: an earlier upload was refused, or the server stayed away.
+            WeightsError: tensors that can't be sent, or others than before.
         """
         with self._changed:
             if len(self._under_way) >= MAX_UNDER_WAY and not self._error:
@@ -55,10 +58,18 @@ class Pusher:
                 self._changed.wait_for(lambda: len(self._under_way) < MAX_UNDER_WAY or self._error)
                 logger.warning("run %s: waited %.1f s for a push", self._run, time.monotonic() - began)
             self._raise_error()
-        snapshot = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+            snapshot = self._free.pop() if self._free else None
+        snapshot = snapshot or Snapshot(tensors)
+        snapshot.take(tensors)
         with self._changed:
+            self._newest = snapshot
             self._under_way.append((version, snapshot))
             self._changed.notify_all()
+
+    def before_overwriting(self) -> None:
+        """The tensors are about to change: a GPU that is still copying them finishes first. Doesn't wait itself."""
+        if self._newest:
+            self._newest.before_overwriting()
 
     def wait_durable(self) -> None:
         """Return when everything pushed so far is durable on the server.
@@ -88,7 +99,7 @@ class Pusher:
                     return
                 version, snapshot = self._under_way[0]
             try:
-                self._upload(version, encode_weights(snapshot))
+                self._upload(version, snapshot.payload())
             except Exception as error:  # whatever it is, the training thread must hear of it instead of waiting
                 if not isinstance(error, SubbatchError):
                     error = SubbatchError(f"run {self._run!r}: pushing weights version {version} failed: {error!r}")
@@ -98,4 +109,5 @@ class Pusher:
                 return
             with self._changed:
                 del self._under_way[0]
+                self._free.append(snapshot)
                 self._changed.notify_all()

@@ -4,10 +4,11 @@ import torch
 from shared.config import ModelConfig
 from shared.dataset import Store
 from shared.errors import CursorError
-from shared.model import load_base_model, tensor_specs, trainable_tensors
+from shared.model import load_base_model, trainable_tensors
 from shared.records import Fingerprints, RunInfo
 from shared.selection_config import SelectionConfig
 from shared.timing import Timing
+from shared.weights import tensor_specs
 from shared.wire import same_selection
 from train_client.inline import InlineSource
 from train_client.ranks import Ranks

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
@@ -24,11 +25,18 @@ from shared.model import (
     base_fingerprint,
     base_parameters,
     load_base_model,
-    tensor_specs,
     trainable_tensors,
 )
 from shared.records import TensorSpec
-from shared.weights import CHUNK_BYTES, chunks, content_hash, decode_weights, encode_weights
+from shared.weights import (
+    CHUNK_BYTES,
+    chunks,
+    content_hash,
+    decode_weights,
+    empty_payload,
+    encode_weights,
+    tensor_specs,
+)
 
 
 def a_phi(seed: int = 0) -> PhiForCausalLM:
@@ -89,6 +97,27 @@ def test_equal_tensors_make_equal_bytes_whatever_their_order() -> None:
     assert encode_weights(forwards) == encode_weights(backwards)
 
 
+@pytest.mark.parametrize("left_out", [(), ("double", "half"), tuple(some_tensors())])
+def test_payloads_are_byte_for_byte_what_the_safetensors_library_writes(left_out: tuple[str, ...]) -> None:
+    tensors = {name: tensor for name, tensor in some_tensors().items() if name not in left_out}
+    tensors['naïve "név"\\'] = torch.ones(3, 0, 2)
+    assert encode_weights(tensors) == saved_by_library(tensors)
+
+
+def test_a_payload_that_is_filled_again_holds_nothing_of_what_it_held_before() -> None:
+    first, second = some_tensors(), {name: -2 * tensor for name, tensor in some_tensors().items()}
+    payload, places = empty_payload(tensor_specs(first))
+    for tensors in (first, second):
+        for name, place in places.items():
+            place.copy_(tensors[name])
+        assert payload.numpy().tobytes() == encode_weights(tensors)
+
+
+def test_weights_of_a_dtype_that_cannot_be_sent_are_refused_by_name() -> None:
+    with pytest.raises(WeightsError, match="weights c are complex64, only float64"):
+        encode_weights({"c": torch.ones(2, dtype=torch.complex64)})
+
+
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 17])
 def test_chunks_put_together_are_the_payload(size: int) -> None:
     payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
@@ -102,8 +131,12 @@ def test_the_content_hash_is_sha_256() -> None:
     assert content_hash(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
+def saved_by_library(tensors: dict[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
 def refusal(tensors: dict[str, Tensor] | bytes, specs: tuple[TensorSpec, ...] | None = None) -> str:
-    payload = tensors if isinstance(tensors, bytes) else encode_weights(tensors)
+    payload = tensors if isinstance(tensors, bytes) else saved_by_library(tensors)
     with pytest.raises(WeightsError) as caught:
         decode_weights(payload, tensor_specs(some_tensors()) if specs is None else specs)
     return str(caught.value)
