@@ -124,6 +124,7 @@ class SelectionEngine:
             draw_seconds=drawn - clock,
             score_seconds=picked.score_seconds,
             pick_seconds=time.perf_counter() - drawn - picked.score_seconds,
+            peak_bytes=torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0,
         )
         return Selected(selection, times, picked.history)
 

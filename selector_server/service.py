@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hmac
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -93,6 +94,9 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
             while run.has_selection(step):
                 message = await asyncio.to_thread(run.selection, step)
                 message.times.journal_seconds = hosted.journal_seconds.get(step, 0.0)
+                version = message.weights_version
+                if step == run.info.timing.steps_using(version).start:
+                    message.times.receive_seconds = hosted.receive_seconds.get(version, 0.0)
                 message.history = b""  # the trainers have no use for it
                 run.require_incarnation(request.incarnation)
                 yield message
@@ -108,10 +112,12 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
     ) -> pb.PushWeightsReply:
         """Take one version of the weights."""
         first = await anext(aiter(requests), None)
+        clock = time.perf_counter()
         if first is None or first.WhichOneof("part") != "header":
             raise WireError("a push begins with its header")
         header = first.header
-        run = self._host.get(header.run).run
+        hosted = self._host.get(header.run)
+        run = hosted.run
         run.require_incarnation(header.incarnation)
         limit = min(self._max_weights_bytes, _payload_bound(run.info))
         if not 0 < header.num_bytes <= limit:
@@ -136,6 +142,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
                 f"weights version {header.version} ended after {len(payload)} of {header.num_bytes} bytes: push again"
             )
         await self._host.push(header.run, header.incarnation, header.version, bytes(payload), header.sha256)
+        hosted.receive_seconds[header.version] = time.perf_counter() - clock
         return pb.PushWeightsReply(durable_version=header.version)
 
     @_unary

@@ -53,7 +53,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class PhaseTimes:
-    """When the selector began a selection, and the seconds each phase took."""
+    """When the selector began a selection, the seconds each phase took, and what it held.
+
+    Attributes:
+        receive_seconds: From the first byte of a push to durable, while other selections may be made; in the first
+            selection that uses those weights.
+        peak_bytes: The most that PyTorch has held on the selector's accelerator so far; 0 on a processor.
+    """
 
     started_unix_ns: int = 0
     load_seconds: float = 0.0
@@ -61,6 +67,8 @@ class PhaseTimes:
     score_seconds: float = 0.0
     pick_seconds: float = 0.0
     journal_seconds: float = 0.0
+    receive_seconds: float = 0.0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ model has the weights version that the step's timing asks for; with staleness th
 
 from __future__ import annotations
 
+import time
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -60,7 +61,7 @@ class InlineSource:
             return self._pending.pop(step)
 
         encoded, times = self._ranks.on_first(take)
-        return Received(decode_selection(encoded), times, len(encoded))
+        return Received(decode_selection(encoded), times, len(encoded), time.time_ns())
 
     def attempted(self, completed: int) -> None:
         """Select, now, every step that uses exactly these weights."""

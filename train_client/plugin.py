@@ -50,6 +50,7 @@ class StepReport:
         selection: What was selected for all ranks.
         rows: The rows that this rank trained on, numbers in the store.
         loss: This rank's mean over micro-batches; its mean over ranks is the step's loss Σ w_i L_i / b.
+        arrived_unix_ns: When the selection arrived, by `time.time_ns`; other times of that name are on the same clock.
         wait_started_ns: When the step began, by `time.time_ns`; it begins with the wait for its selection.
         prepare_seconds: Padding and copying to the device.
         train_seconds: Forward and backward, up to the optimizer's step.
@@ -63,6 +64,7 @@ class StepReport:
     loss: float
     num_tokens: int
     wire_bytes: int
+    arrived_unix_ns: int
     wait_started_ns: int
     wait_seconds: float
     prepare_seconds: float
@@ -292,6 +294,7 @@ class SubbatchPlugin:
             loss=float(torch.stack(self._losses).mean()),
             num_tokens=step.num_tokens,
             wire_bytes=step.received.num_bytes,
+            arrived_unix_ns=step.received.arrived_unix_ns,
             wait_started_ns=step.wait_started_ns,
             wait_seconds=step.wait_seconds,
             prepare_seconds=step.prepare_seconds,

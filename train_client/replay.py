@@ -85,7 +85,8 @@ class ReplaySource:
             num_tokens=self._store.lengths(index),
             skipped=np.array(parts[0]["skipped"], dtype=np.int64),
         )
-        return Received(selection, PhaseTimes(started_unix_ns=time.time_ns()), 0)
+        now = time.time_ns()
+        return Received(selection, PhaseTimes(started_unix_ns=now), num_bytes=0, arrived_unix_ns=now)
 
     def attempted(self, completed: int) -> None:
         """Nothing is selected with these weights."""

@@ -185,7 +185,12 @@ def make_optimizer(config: Config, model: Any) -> tuple[torch.optim.Optimizer, A
 def run_facts(info: RunInfo, model: Any) -> dict[str, Any]:
     """What two runs must share to be compared step by step: the weights they start from, data, tokenizer and model."""
     tensors = {name: tensor.cpu() for name, tensor in trainable_tensors(model).items()}
-    return {"initial_weights": content_hash(encode_weights(tensors)), "fingerprints": asdict(info.fingerprints)}
+    encoded = encode_weights(tensors)
+    return {
+        "initial_weights": content_hash(encoded),
+        "weights_bytes": len(encoded),
+        "fingerprints": asdict(info.fingerprints),
+    }
 
 
 def _flat(settings: TrainConfig) -> dict[str, str]:

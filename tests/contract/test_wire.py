@@ -276,7 +276,7 @@ def test_settings_arrive_to_the_last_bit(temperature: float, epsilon: float) -> 
 
 
 def test_phase_times_arrive_as_they_were_sent() -> None:
-    times = PhaseTimes(2**60 + 1, 0.1, 0.2, 0.3, 0.4, 0.5)
+    times = PhaseTimes(2**60 + 1, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 2**40 + 1)
     assert times_from_pb(times_to_pb(times)) == times
 
 

@@ -34,7 +34,7 @@ class FixedSource:
         self._payload = path.read_bytes()
 
     def selection(self, step: int) -> Received:
-        return Received(decode_selection(self._payload), None, len(self._payload))  # type: ignore[arg-type]
+        return Received(decode_selection(self._payload), None, len(self._payload), 0)  # type: ignore[arg-type]
 
     def open(self, *_: object, **__: object) -> None: ...
     def attempted(self, completed: int) -> None: ...

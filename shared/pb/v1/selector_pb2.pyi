@@ -94,20 +94,24 @@ class StreamSelectionsRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., rank: _Optional[int] = ..., from_step: _Optional[int] = ...) -> None: ...
 
 class PhaseTimes(_message.Message):
-    __slots__ = ("started_unix_ns", "load_seconds", "draw_seconds", "score_seconds", "pick_seconds", "journal_seconds")
+    __slots__ = ("started_unix_ns", "load_seconds", "draw_seconds", "score_seconds", "pick_seconds", "journal_seconds", "receive_seconds", "peak_bytes")
     STARTED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DRAW_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SCORE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PICK_SECONDS_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
     started_unix_ns: int
     load_seconds: float
     draw_seconds: float
     score_seconds: float
     pick_seconds: float
     journal_seconds: float
-    def __init__(self, started_unix_ns: _Optional[int] = ..., load_seconds: _Optional[float] = ..., draw_seconds: _Optional[float] = ..., score_seconds: _Optional[float] = ..., pick_seconds: _Optional[float] = ..., journal_seconds: _Optional[float] = ...) -> None: ...
+    receive_seconds: float
+    peak_bytes: int
+    def __init__(self, started_unix_ns: _Optional[int] = ..., load_seconds: _Optional[float] = ..., draw_seconds: _Optional[float] = ..., score_seconds: _Optional[float] = ..., pick_seconds: _Optional[float] = ..., journal_seconds: _Optional[float] = ..., receive_seconds: _Optional[float] = ..., peak_bytes: _Optional[int] = ...) -> None: ...
 
 class SelectionMessage(_message.Message):
     __slots__ = ("step", "weights_version", "arrow", "times", "history")
