@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from shared.errors import SubbatchError
 
 _GRACE_S = 20.0
 _PR_SET_PDEATHSIG = 1
+_SERVER_PORTS = range(20000, 32000)
+_PORTS_TRIED = 100
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -158,10 +161,21 @@ def available_cores() -> list[int]:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback interface that nobody listens on now.
+
+    A server takes seconds to start and bind it. Systems take the ports of outgoing connections from 32768 up, so one
+    below that is unlikely to be gone by then.
+
+    Raises:
+        SubbatchError: none of many was free.
+    """
+    for port in random.SystemRandom().sample(_SERVER_PORTS, k=min(_PORTS_TRIED, len(_SERVER_PORTS))):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise SubbatchError(
+        f"none of {_PORTS_TRIED} ports tried from {_SERVER_PORTS[0]} to {_SERVER_PORTS[-1]} is free: end what holds them"
+    )
 
 
 def peak_memory(pid: int | str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -90,5 +91,12 @@ def test_only_whole_lines_are_counted(tmp_path: Path) -> None:
     assert count_lines(tmp_path / "some") == 2
 
 
-def test_a_free_port_is_one() -> None:
-    assert 1024 <= free_port() < 65536
+def test_a_free_port_is_free_and_none_that_outgoing_connections_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as listener:
+        port = free_port()
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        assert port < 32768
+        monkeypatch.setattr("train_client.process._SERVER_PORTS", range(port, port + 1))
+        with pytest.raises(SubbatchError, match=f"from {port} to {port} is free"):
+            free_port()
