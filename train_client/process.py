@@ -174,7 +174,7 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise SubbatchError(
-        f"none of {_PORTS_TRIED} ports tried from {_SERVER_PORTS[0]} to {_SERVER_PORTS[-1]} is free: end what holds them"
+        f"none of {_PORTS_TRIED} ports tried from {_SERVER_PORTS[0]} to {_SERVER_PORTS[-1]} is free: end what has them"
     )
 
 
