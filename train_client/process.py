@@ -15,12 +15,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from shared.errors import SubbatchError
 
 _GRACE_S = 20.0
 _PR_SET_PDEATHSIG = 1
+_FORGET_PEAK = "5"
 _SERVER_PORTS = range(20000, 32000)
 _PORTS_TRIED = 100
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -37,6 +39,7 @@ class Command:
         cores: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
         read_output: bool = False,
+        dies_with_us: bool = False,
     ) -> None:
         """Start it.
 
@@ -47,6 +50,7 @@ class Command:
             cores: The processor cores it stays on; none: any.
             environment: In place of `environment_of()`.
             read_output: Leave its standard output to `first_line`.
+            dies_with_us: It gets SIGKILL where we die before it, which one that is paused hears too.
         """
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,7 @@ class Command:
                 env=dict(environment_of() if environment is None else environment),
                 text=True,
                 start_new_session=True,
-                preexec_fn=_in_child(cores),
+                preexec_fn=_in_child(cores, signal.SIGKILL if dies_with_us else signal.SIGTERM),
             )
 
     @property
@@ -93,10 +97,26 @@ class Command:
         """The most memory the running process has had resident so far, in bytes; None where that can't be told."""
         return peak_memory(self._process.pid)
 
+    def forget_peak_memory(self) -> None:
+        """Let `peak_memory` begin anew, where the system lets us."""
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self._process.pid}/clear_refs").write_text(_FORGET_PEAK)
+
+    def pause(self) -> None:
+        """Make it and what it started stand still; returns when it does, or has ended."""
+        self._signal(signal.SIGSTOP)
+        if self.running:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """Make it and what it started end, if they haven't: SIGTERM, and SIGKILL where that doesn't do."""
         if self.running:
             self._signal(signal.SIGTERM)
+            self._signal(signal.SIGCONT)
             try:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(timeout=_GRACE_S)
@@ -150,6 +170,20 @@ def selector_server(
         yield command.first_line().split()[-1]
 
 
+@contextlib.contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C is taken, so that what was started ends too."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def environment_of(**more: str) -> dict[str, str]:
     """Our environment with one thread a process, since processes share what cores there are."""
     return {**os.environ, **_ONE_THREAD, **more}
@@ -195,14 +229,14 @@ def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _in_child(cores: Sequence[int]) -> Callable[[], None] | None:
+def _in_child(cores: Sequence[int], when_we_die: signal.Signals) -> Callable[[], None] | None:
     """What a new process does before it becomes the command."""
     if not sys.platform.startswith("linux"):
         return None
     set_option = ctypes.CDLL(None).prctl
 
     def prepare() -> None:
-        set_option(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        set_option(_PR_SET_PDEATHSIG, when_we_die)
         if cores:
             os.sched_setaffinity(0, cores)
 

@@ -10,7 +10,7 @@ from shared.config import Config, SelectionConfig, load_config
 from shared.errors import ConfigError
 from train_client.experiment import arms as table
 from train_client.experiment.arms import ARMS, GROUPS, Times, find_arms, resolve
-from train_client.experiment.execute import write_config
+from train_client.run_config import write_config
 
 PHI2 = Path(table.__file__).with_name("phi2.toml")
 RECIPE = Path(__file__).parents[2] / "deploy" / "configs" / "phi2-mathinstruct.toml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -100,3 +101,26 @@ def test_a_free_port_is_free_and_none_that_outgoing_connections_get(monkeypatch:
         monkeypatch.setattr("train_client.process._SERVER_PORTS", range(port, port + 1))
         with pytest.raises(SubbatchError, match=f"from {port} to {port} is free"):
             free_port()
+
+
+def test_a_paused_command_stands_still_until_it_goes_on_and_can_be_stopped(tmp_path: Path) -> None:
+    with Command("sleeper", "-c", SLEEPER, log=tmp_path / "log", read_output=True) as command:
+        assert command.first_line() == "ready\n"
+        (mine,) = (p for p in psutil.Process().children() if SLEEPER in p.cmdline())
+        command.pause()
+        assert mine.status() == psutil.STATUS_STOPPED
+        command.resume()
+        assert mine.status() != psutil.STATUS_STOPPED
+        command.pause()
+    assert not command.running
+
+
+def test_a_command_that_is_paused_dies_with_us_where_that_was_asked_for(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, signal; from train_client.process import Command; log = pathlib.Path('log');"
+        f"command = Command('sleeper', '-c', {SLEEPER!r}, log=log, read_output=True, dies_with_us=True);"
+        "command.first_line(); command.pause(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    left = [p for p in psutil.process_iter(["cmdline"]) if SLEEPER in (p.info["cmdline"] or [])]
+    assert not psutil.wait_procs(left, timeout=30)[1]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from shared.config import Config
 from shared.errors import ConfigError
+from train_client.run_config import with_values
 
 # Group → the question that its arms answer.
 GROUPS: Mapping[str, str] = {
@@ -194,19 +195,6 @@ def resolve(base: Config, arm: Arm, *, seed: int) -> Config:
     except ValidationError as error:
         reason = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
         raise ConfigError(f"arm {arm.name!r} doesn't go with the configuration: {reason}") from None
-
-
-def with_values(tree: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
-    """A configuration with some "branch.key" values replaced.
-
-    Raises:
-        ValidationError: values that aren't valid, or don't go together.
-    """
-    changed = {branch: dict(keys) for branch, keys in tree.items()}
-    for name, value in values.items():
-        branch, key = name.split(".", 1)
-        changed[branch][key] = value
-    return Config.model_validate(changed)
 
 
 def _value(base: Config, name: str) -> Any:

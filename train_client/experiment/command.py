@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,11 +13,13 @@ from rich.console import Console
 from shared.config import Config, load_config
 from shared.errors import ConfigError, SubbatchError
 from train_client.experiment.arguments import from_flags
-from train_client.experiment.arms import find_arms, with_values
+from train_client.experiment.arms import find_arms
 from train_client.experiment.folder import describe, held
 from train_client.experiment.listing import print_arms
 from train_client.experiment.plan import make_plan
 from train_client.experiment.runner import run_all
+from train_client.process import ending_on_sigterm
+from train_client.run_config import with_values
 
 # Tables that go to a file or a pipe have no terminal to fit into.
 _FILE_WIDTH = 132
@@ -45,7 +44,7 @@ def run_experiment(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     if arguments.out is None:
         raise ConfigError("--out is missing: give the folder for results")
     find_arms(given.get("experiment.arms", ()))  # a wrong name costs no minutes of making a world
-    with held(arguments.out) as out, _ending_on_sigterm():
+    with held(arguments.out) as out, ending_on_sigterm():
 
         def base(variant: str) -> Config:
             return _with(load_config(_base_file(arguments, out, variant, console), list(rest)), given)
@@ -90,20 +89,6 @@ def _base_file(arguments: argparse.Namespace, out: Path, variant: str, console: 
     from train_client.experiment.micro import make_micro_world
 
     return make_micro_world(out / "world", smoke=arguments.smoke, console=console, variant=variant)
-
-
-@contextlib.contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Take SIGTERM as Ctrl-C is taken, so that what was started ends too."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _conclude(out: Path, console: Console) -> None:

@@ -10,23 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from shared.config import Config
-from shared.errors import ConfigError, SubbatchError
-from train_client.experiment.arms import with_values
+from shared.errors import SubbatchError
 from train_client.experiment.collect import collect
 from train_client.experiment.gallery import gallery_steps, make_gallery
 from train_client.experiment.plan import Run
 from train_client.experiment.seats import Seat
 from train_client.outcome import Outcome
-from train_client.process import Command, count_lines, environment_of, free_port, server_command, train_command
+from train_client.process import Command, count_lines, free_port, server_command, train_command
+from train_client.run_config import environment_beside_config, with_values, write_config
 
 _POLL_S = 0.25
 # Server and trainer start together; on a busy machine the trainer has imported everything long before the server.
 _CONNECT_TIMEOUT_S = 600.0
 _LOGS = ("run.toml", "server.log", "train.log", "evaluate.log")
-_OUR_PREFIX = "SUBBATCH_"
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing is wrong
@@ -84,20 +81,6 @@ def execute(run: Run, seat: Seat, *, watch: Watch, in_detail: bool) -> dict[str,
     )
 
 
-def write_config(config: Config, path: Path) -> Path:
-    """Write a whole configuration as TOML.
-
-    Raises:
-        ConfigError: it holds a value that TOML can't say: a None that isn't the default.
-    """
-    tree = config.model_dump(mode="json", exclude_none=True)
-    again, wanted = Config.model_validate(tree).model_dump(), config.model_dump()
-    if lost := [branch for branch in wanted if again[branch] != wanted[branch]]:
-        raise ConfigError(f"a None in [{'], ['.join(lost)}] can't be written to a TOML file: leave it at its default")
-    path.write_text(tomli_w.dumps(tree))
-    return path
-
-
 def _placed(run: Run) -> Config:
     """The run's configuration with places of its own, and a port that is free now."""
     port = free_port()
@@ -146,8 +129,7 @@ def _ask(run: Run, config: Config, path: Path, seat: Seat, watch: Watch) -> dict
 
 
 def _start(name: str, run: Run, devices: tuple[int, ...], seat: Seat, *arguments: object, log: str) -> Command:
-    # What the environment said is in the run's configuration already, and would win over it.
-    environment = {key: value for key, value in environment_of().items() if not key.upper().startswith(_OUR_PREFIX)}
+    environment = environment_beside_config()
     cores: tuple[int, ...] = devices if seat.on_cores else ()
     if devices and not seat.on_cores:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,9 @@ from shared.errors import ConfigError
 from train_client.experiment.arms import ARMS, Arm
 from train_client.experiment.collect import write_json
 from train_client.experiment.plan import RESULT_FORMAT, Plan, portable
+from train_client.machine import machine, versions
 
 _LOCK = "experiment.lock"
-_PACKAGES = ("subbatch", "torch", "transformers", "peft", "accelerate", "numpy")
 
 
 @contextlib.contextmanager
@@ -61,8 +58,8 @@ def describe(out: Path, *, name: str, scale: str, smoke: bool, base: Config, pla
         "arms": [arms[name] for name in order],
         "seeds": seeds,
         "config": portable(base, out),
-        "machine": f"{platform.system()} on {platform.machine()}, {os.cpu_count()} cores",
-        "versions": _versions(),
+        "machine": machine(),
+        "versions": versions(),
     }
     write_json(path, content)
 
@@ -77,11 +74,3 @@ def _arm_record(arm: Arm) -> dict[str, Any]:
         "variant": arm.variant,
         "overrides": {key: str(value) for key, value in arm.overrides.items()},
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
