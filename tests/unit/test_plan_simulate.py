@@ -1,4 +1,4 @@
-"""The simulation: against the closed form without noise, a clock that ticks through tiny cases, and what must balance."""
+"""The simulation: against the closed form, a clock that ticks through tiny cases, and what must balance."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from shared.errors import ConfigError
 from tests.unit.test_plan_predict import PAPER, costs, layouts
-from train_client.plan.costs import Costs, Layout
+from train_client.plan.costs import Costs, Layout, Noise
 from train_client.plan.predict import predict
-from train_client.plan.simulate import Noise, Played, simulate
+from train_client.plan.simulate import Played, factors, simulate
 
 fixed = settings(deadline=None, derandomize=True, max_examples=60)
 NOISY = Noise(jitter=0.2, straggler_share=0.05)
@@ -171,10 +171,10 @@ def test_trainers_that_are_infinitely_fast_leave_the_selections_as_the_only_dela
 
 def test_noise_has_the_mean_and_the_spread_that_it_says() -> None:
     random = np.random.default_rng(0)
-    factors = Noise(jitter=0.3).factors(random, 400, 1000)
-    assert factors.mean() == pytest.approx(1, abs=0.002)
-    assert factors.std() == pytest.approx(0.3, abs=0.005)
-    slowed = Noise(straggler_share=0.1, straggler_slowdown=4).factors(random, 400, 1000)
+    jittered = factors(Noise(jitter=0.3), random, 400, 1000)
+    assert jittered.mean() == pytest.approx(1, abs=0.002)
+    assert jittered.std() == pytest.approx(0.3, abs=0.005)
+    slowed = factors(Noise(straggler_share=0.1, straggler_slowdown=4), random, 400, 1000)
     assert (slowed == 4).mean() == pytest.approx(0.1, abs=0.003)
     assert set(np.unique(slowed)) == {1.0, 4.0}
 

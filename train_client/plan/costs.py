@@ -1,6 +1,6 @@
-"""What a plan starts from: the seconds that each piece of a step takes, and who there is to do it.
+"""What a plan starts from: the seconds that each piece of a step takes, who there is to do it, and how evenly they do.
 
-Both are frozen and checked when they are made. Where the numbers come from is `sources.py`; what follows from them,
+All are frozen and checked when they are made. Where the numbers come from is `sources.py`; what follows from them,
 `predict.py` and `simulate.py`.
 """
 
@@ -141,6 +141,34 @@ class Layout:
     def with_selectors(self, selectors: int) -> Layout:
         """The same with another number of selector devices."""
         return replace(self, selectors=selectors)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How much devices differ from their like and from themselves.
+
+    Attributes:
+        jitter: Standard deviation of a piece's time relative to its mean, lognormal, for every device and step anew.
+        straggler_share: The probability that a device is a straggler in a step.
+        straggler_slowdown: How many times as long it then takes.
+    """
+
+    jitter: float = 0.0
+    straggler_share: float = 0.0
+    straggler_slowdown: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be.
+
+        Raises:
+            ConfigError: negative jitter, a share outside [0, 1], or stragglers that are faster than others.
+        """
+        if not (math.isfinite(self.jitter) and self.jitter >= 0):
+            raise ConfigError(f"jitter is {self.jitter}: give a part of the mean, 0 or more, such as 0.05")
+        if not 0 <= self.straggler_share <= 1:
+            raise ConfigError(f"straggler_share is {self.straggler_share}: give a probability, 0 to 1")
+        if not (math.isfinite(self.straggler_slowdown) and self.straggler_slowdown >= 1):
+            raise ConfigError(f"straggler_slowdown is {self.straggler_slowdown}: give a factor, 1 or more")
 
 
 def _largest_share(parts: int, devices: int) -> float:

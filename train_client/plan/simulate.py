@@ -1,9 +1,9 @@
 """A server and its runs played step by step, with devices that are not all equally fast at all times.
 
-What waits for what is as in `event_graph.py`; added are jitter, stragglers, and runs that compete for one server. A run's
-own events follow from its selections by the recurrences there, so nothing but the server ever has to decide anything:
-the simulation goes from one selection to the next, and all that happens in between is arithmetic. (No framework for
-discrete events, then: its queue would hold one event per rank and step, where a maximum over ranks does.)
+What waits for what is as in `event_graph.py`; added are jitter, stragglers, and runs that compete for one server. A
+run's own events follow from its selections by the recurrences there, so nothing but the server ever has to decide
+anything: the simulation goes from one selection to the next, and all that happens in between is arithmetic. (No framework
+for discrete events, then: its queue would hold one event per rank and step, where a maximum over ranks does.)
 """
 
 from __future__ import annotations
@@ -14,48 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import ConfigError
 from shared.timing import Timing
-from train_client.plan.costs import Costs, Layout
+from train_client.plan.costs import Costs, Layout, Noise
 from train_client.push import MAX_UNDER_WAY
 
 Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Noise:
-    """How much devices differ from their like and from themselves.
-
-    Attributes:
-        jitter: Standard deviation of a piece's time relative to its mean, lognormal, for every device and step anew.
-        straggler_share: The probability that a device is a straggler in a step.
-        straggler_slowdown: How many times as long it then takes.
-    """
-
-    jitter: float = 0.0
-    straggler_share: float = 0.0
-    straggler_slowdown: float = 3.0
-
-    def __post_init__(self) -> None:
-        """Refuse what can't be.
-
-        Raises:
-            ConfigError: negative jitter, a share outside [0, 1], or stragglers that are faster than others.
-        """
-        if not (math.isfinite(self.jitter) and self.jitter >= 0):
-            raise ConfigError(f"jitter is {self.jitter}: give a part of the mean, 0 or more, such as 0.05")
-        if not 0 <= self.straggler_share <= 1:
-            raise ConfigError(f"straggler_share is {self.straggler_share}: give a probability, 0 to 1")
-        if not (math.isfinite(self.straggler_slowdown) and self.straggler_slowdown >= 1):
-            raise ConfigError(f"straggler_slowdown is {self.straggler_slowdown}: give a factor, 1 or more")
-
-    def factors(self, random: np.random.Generator, *shape: int) -> Array:
-        """What undisturbed times are multiplied with, of this shape."""
-        width = math.sqrt(math.log1p(self.jitter**2))
-        factors = np.exp(width * random.standard_normal(shape) - width**2 / 2) if width else np.ones(shape)
-        if self.straggler_share:
-            factors = np.where(random.random(shape) < self.straggler_share, self.straggler_slowdown, 1.0) * factors
-        return factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +48,15 @@ class Played:
     rank_seconds: Array
 
 
+def factors(noise: Noise, random: np.random.Generator, *shape: int) -> Array:
+    """What undisturbed times are multiplied with, of this shape."""
+    width = math.sqrt(math.log1p(noise.jitter**2))
+    factors = np.exp(width * random.standard_normal(shape) - width**2 / 2) if width else np.ones(shape)
+    if noise.straggler_share:
+        factors = np.where(random.random(shape) < noise.straggler_share, noise.straggler_slowdown, 1.0) * factors
+    return factors
+
+
 def simulate(costs: Costs, layout: Layout, noise: Noise, *, num_steps: int, seed: int) -> Played:
     """Play all runs of a server from their first step to their last.
 
@@ -107,7 +79,7 @@ def simulate(costs: Costs, layout: Layout, noise: Noise, *, num_steps: int, seed
         train_random, other_random = (
             np.random.Generator(np.random.Philox(key=[seed, 2 * number + which])) for which in (0, 1)
         )
-        train = costs.train_step(layout.trainers) * noise.factors(train_random, num_steps, layout.trainers)
+        train = costs.train_step(layout.trainers) * factors(noise, train_random, num_steps, layout.trainers)
         if number == 0:
             rank_seconds = train
         start = busy * number / layout.runs
@@ -139,10 +111,12 @@ class _Times:
         cls, costs: Costs, layout: Layout, noise: Noise, random: np.random.Generator, slowest_rank: Array
     ) -> _Times:
         steps = len(slowest_rank)
-        score = (costs.select(layout.selectors) - costs.serial_seconds) * noise.factors(random, steps, layout.selectors)
+        score = (costs.select(layout.selectors) - costs.serial_seconds) * factors(
+            noise, random, steps, layout.selectors
+        )
         others = (costs.serial_seconds, costs.load_seconds, costs.snapshot_seconds, costs.upload_seconds)
         serial, load, snapshot, upload, deliver = (
-            seconds * noise.factors(random, steps) for seconds in (*others, costs.deliver_seconds)
+            seconds * factors(noise, random, steps) for seconds in (*others, costs.deliver_seconds)
         )
         select = score.max(axis=1) + serial
         return cls(*(each.tolist() for each in (slowest_rank, select, load, snapshot, upload, deliver)))
