@@ -19,7 +19,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from shared.config import LoraSettings, ModelConfig
 from shared.errors import ConfigError, ModelError
-from shared.weights import tensor_specs as tensor_specs
 
 _HASH_CHUNK_ELEMENTS = 1 << 22
 _LOCAL_SETTINGS = (

@@ -6,6 +6,7 @@ every selection, so each step arrives exactly once and in order whatever breaks 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import random
@@ -131,17 +132,23 @@ class SelectorClient:
             self._stream.cancel()
         with self._progress:
             self._progress.notify_all()
+        with contextlib.suppress(queue.Full):  # then nobody is waiting
+            self._arrived.put_nowait(UnavailableError(f"run {self._run!r}: the connection to the server was closed"))
         self._channel.close()
         for thread in self._threads:
             thread.join()
 
     # ---- selections
 
-    def selection(self, step: int) -> Received:
+    def selection(self, step: int, *, is_due: Callable[[], bool] = lambda: True) -> Received:
         """The selection of a step; steps must be asked for in order. Waits, and says what for.
 
+        Args:
+            step: Which step.
+            is_due: Whether anybody needs it yet; until then it is waited for in silence and without end.
+
         Raises:
-            UnavailableError: none came within client.wait_timeout_s.
+            UnavailableError: none came within client.wait_timeout_s, or the client was closed.
             SubbatchError: the server refused the stream, or selecting failed.
         """
         began = time.monotonic()
@@ -150,6 +157,10 @@ class SelectorClient:
             try:
                 arrived = self._arrived.get(timeout=0.5)
             except queue.Empty:
+                if not is_due():
+                    began = time.monotonic()
+                    next_log = began + _LOG_EVERY_S
+                    continue
                 waited = time.monotonic() - began
                 if waited > self._config.wait_timeout_s:
                     raise UnavailableError(

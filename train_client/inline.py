@@ -23,6 +23,8 @@ _GROUP, _NAME = "subbatch.selectors", "inline"
 class InlineSource:
     """Selections made by rank 0's own model, between two steps, and sent to the other ranks."""
 
+    reads_ahead = False  # the model is at the weights of a selection between two steps only
+
     def __init__(self, model: Any, store: Store, ranks: Ranks) -> None:
         self._model, self._store, self._ranks = model, store, ranks
         self._pending: dict[int, tuple[bytes, PhaseTimes]] = {}
@@ -62,6 +64,9 @@ class InlineSource:
 
         encoded, times = self._ranks.on_first(take)
         return Received(decode_selection(encoded), times, len(encoded), time.time_ns())
+
+    def before_step(self) -> None:
+        """What these weights are for has been selected."""
 
     def attempted(self, completed: int) -> None:
         """Select, now, every step that uses exactly these weights."""

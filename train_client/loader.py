@@ -1,6 +1,7 @@
 """The micro-batches of one rank: selections, in order, turned into padded tensors with the scale of each row's loss.
 
-Prefetching happens below, in the client's queue; the cursor belongs to the plugin and counts trained steps only.
+Where the source can be read ahead, a step is received, divided, padded and copied to the device in the background while
+the step before it trains. The cursor belongs to the plugin and counts trained steps only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from shared.records import Selection
 from shared.rowloss import collate
 from train_client.client import Received
 from train_client.ranks import Ranks
+from train_client.read_ahead import ReadAhead
 from train_client.source import SelectionSource
+from train_client.staging import Staged, Staging
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,10 @@ class SubBatch(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def tensors(self) -> list[Tensor]:
+        """Everything it has on the device."""
+        return [*self.inputs.values(), self.row_labels, self.scale]
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -65,8 +72,8 @@ class Step:
         rows: This rank's rows, numbers in the store, rows that fill up left out.
         num_tokens: Tokens of these rows, padding left out.
         wait_started_ns: When this rank began to wait for the selection, by `time.time_ns`.
-        wait_seconds: How long it waited.
-        prepare_seconds: How long padding and copying to the device took.
+        wait_seconds: How long it stood still because the selection hadn't arrived.
+        prepare_seconds: How long it stood still after that, because padding and copying weren't done.
     """
 
     received: Received
@@ -78,6 +85,17 @@ class Step:
     prepare_seconds: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A step before anybody has waited for it."""
+
+    received: Received
+    micro_batches: list[SubBatch]
+    rows: list[int]
+    num_tokens: int
+    staged: Staged
+
+
 class SubBatchLoader:
     """Turns the selections of a source into this rank's steps."""
 
@@ -85,7 +103,9 @@ class SubBatchLoader:
         self, source: SelectionSource, store: Store, ranks: Ranks, *, micro_batch_size: int, device: torch.device
     ) -> None:
         self._source, self._store, self._ranks = source, store, ranks
-        self._micro_batch_size, self._device = micro_batch_size, device
+        self._micro_batch_size = micro_batch_size
+        self._staging = Staging(device)
+        self._ahead: ReadAhead[_Prepared] | None = None
 
     def micro_batches_per_step(self, sub_batch_size: int) -> int:
         """How many micro-batches every rank runs in a step."""
@@ -93,28 +113,53 @@ class SubBatchLoader:
             sub_batch_size, world_size=self._ranks.world_size, micro_batch_size=self._micro_batch_size
         )
 
+    def start(self, first_step: int, num_steps: int) -> None:
+        """Begin to prepare steps in the background, one ahead, where the source can be read ahead."""
+        if self._source.reads_ahead:
+            self._ahead = ReadAhead(self._prepare, range(first_step, num_steps), name="subbatch-prepare")
+
     def step(self, step: int) -> Step:
-        """Wait for a step's selection and prepare this rank's share.
+        """This rank's share of a step; steps must be asked for in order. Waits until it is prepared.
 
         Raises:
             SubbatchError: no selection came, or it names rows that this rank's store doesn't hold.
         """
         started_ns, clock = time.time_ns(), time.perf_counter()
-        received = self._source.selection(step)
-        arrived = time.perf_counter()
-        parts = self._share(received.selection)
-        micro_batches = [
-            self._sub_batch(received.selection, part, number, len(parts)) for number, part in enumerate(parts)
-        ]
-        mine = np.concatenate([part.position[~part.is_filler] for part in parts])
+        prepared = self._ahead.take() if self._ahead else self._prepare(step)
+        self._staging.hand_over(prepared.staged, [t for batch in prepared.micro_batches for t in batch.tensors()])
+        ready = time.perf_counter()
+        wait_seconds = min(max(prepared.received.arrived_unix_ns - started_ns, 0) / 1e9, ready - clock)
         return Step(
+            received=prepared.received,
+            micro_batches=prepared.micro_batches,
+            rows=prepared.rows,
+            num_tokens=prepared.num_tokens,
+            wait_started_ns=started_ns,
+            wait_seconds=wait_seconds,
+            prepare_seconds=ready - clock - wait_seconds,
+        )
+
+    def close(self) -> None:
+        """Stop preparing and let go of the source."""
+        if self._ahead:
+            self._ahead.stop()
+        self._source.close()  # which ends a wait for a selection
+        if self._ahead:
+            self._ahead.join()
+
+    def _prepare(self, step: int) -> _Prepared:
+        received = self._source.selection(step)
+        selection = received.selection
+        parts = self._share(selection)
+        with self._staging.copying() as staged:
+            micro_batches = [self._sub_batch(selection, part, number, len(parts)) for number, part in enumerate(parts)]
+        mine = np.concatenate([part.position[~part.is_filler] for part in parts])
+        return _Prepared(
             received=received,
             micro_batches=micro_batches,
-            rows=received.selection.index[mine].tolist(),
-            num_tokens=int(received.selection.num_tokens[mine].sum()),
-            wait_started_ns=started_ns,
-            wait_seconds=arrived - clock,
-            prepare_seconds=time.perf_counter() - arrived,
+            rows=selection.index[mine].tolist(),
+            num_tokens=int(selection.num_tokens[mine].sum()),
+            staged=staged,
         )
 
     def _share(self, selection: Selection) -> list[MicroBatch]:
@@ -133,14 +178,15 @@ class SubBatchLoader:
         )[self._ranks.rank]
 
     def _sub_batch(self, selection: Selection, part: MicroBatch, number: int, count: int) -> SubBatch:
-        rows = collate(self._store.rows(selection.index[part.position]), device=self._device)
+        rows = collate(self._store.rows(selection.index[part.position]))
         weight = np.where(part.is_filler, 0.0, selection.weight[part.position].astype(np.float64))
         # Accelerate divides by the micro-batches of a step and DDP by the ranks; the step's loss is Σ w_i L_i / b.
         scale = weight * count * self._ranks.world_size / selection.large_batch_size
+        copy = self._staging.copy
         return SubBatch(
-            inputs={"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]},
-            row_labels=rows["labels"],
-            scale=torch.tensor(scale, dtype=torch.float32, device=self._device),
+            inputs={"input_ids": copy(rows["input_ids"]), "attention_mask": copy(rows["attention_mask"])},
+            row_labels=copy(rows["labels"]),
+            scale=copy(torch.tensor(scale, dtype=torch.float32)),
             step=selection.step,
             number=number,
             is_last=number == count - 1,

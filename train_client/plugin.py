@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +28,11 @@ from torch import Tensor
 from shared.config import Config, load_config
 from shared.dataset import Store
 from shared.errors import ConfigError, CursorError, FingerprintError, LoopError
-from shared.model import adapter_to_json, base_fingerprint, tensor_specs, trainable_tensors
+from shared.model import adapter_to_json, base_fingerprint, trainable_tensors
 from shared.records import Fingerprints, PhaseTimes, RunInfo, Selection
 from shared.rowloss import row_losses
 from shared.tokenizer import tokenizer_fingerprint
+from shared.weights import tensor_specs
 from train_client.guard import LoopGuard
 from train_client.inline import InlineSource
 from train_client.loader import Step, SubBatch, SubBatchLoader
@@ -52,10 +54,12 @@ class StepReport:
         loss: This rank's mean over micro-batches; its mean over ranks is the step's loss Σ w_i L_i / b.
         arrived_unix_ns: When the selection arrived, by `time.time_ns`; other times of that name are on the same clock.
         wait_started_ns: When the step began, by `time.time_ns`; it begins with the wait for its selection.
-        prepare_seconds: Padding and copying to the device.
+        wait_seconds: How long the training thread stood still because the selection hadn't arrived.
+        prepare_seconds: And because padding and copying weren't done, which happens in the background with a server.
         train_seconds: Forward and backward, up to the optimizer's step.
         optimizer_seconds: The optimizer's step.
-        push_seconds: Snapshot of the weights, which are pushed in the background; selecting, where that is inline.
+        push_seconds: Snapshot of the weights, which are pushed in the background (on a GPU, asking for it); selecting,
+            where that is inline.
         selector: The selector's own phase times of this step's selection.
     """
 
@@ -130,6 +134,7 @@ class SubbatchPlugin:
         self._cursor = 0
         self._step: Step | None = None
         self._losses: list[Tensor] = []
+        self._loss = math.nan
         self._clock: dict[str, float] = {}
         self.last_step: StepReport | None = None
         accelerator.register_for_checkpointing(self)
@@ -186,13 +191,14 @@ class SubbatchPlugin:
         size = self._info.selection.sub_batch_size
         self._accelerator.gradient_accumulation_steps = self._loader.micro_batches_per_step(size)
         self._source.open(self._info, cursor=self._cursor, restart=run.restart)
+        self._loader.start(self._cursor, self.num_steps)
         try:
             while self._cursor < self.num_steps:
                 yield from self._one_step(self._guard)
             self._source.finish()
         finally:
             self._guard.remove()
-            self._source.close()
+            self._loader.close()
 
     def _one_step(self, guard: LoopGuard) -> Iterator[SubBatch]:
         self._step = self._loader.step(self._cursor)
@@ -274,11 +280,14 @@ class SubbatchPlugin:
 
     def close(self) -> None:
         """Let go of threads and connections; iterating to the end or leaving the loop does it too."""
-        self._source.close()
+        self._loader.close()
 
     # ---- one step's bookkeeping
 
     def _optimizer_begins(self) -> None:
+        self._source.before_step()
+        # On a GPU this waits for forward and backward, whose time it then is; so it stands before the clock.
+        self._loss = float(torch.stack(self._losses).mean())
         self._clock["optimizer"] = time.perf_counter()
 
     def _attempted(self) -> None:
@@ -291,7 +300,7 @@ class SubbatchPlugin:
         self.last_step = StepReport(
             selection=step.received.selection,
             rows=step.rows,
-            loss=float(torch.stack(self._losses).mean()),
+            loss=self._loss,
             num_tokens=step.num_tokens,
             wire_bytes=step.received.num_bytes,
             arrived_unix_ns=step.received.arrived_unix_ns,

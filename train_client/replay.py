@@ -23,6 +23,8 @@ from train_client.outcome import Outcome
 class ReplaySource:
     """Selections read from the folder of an earlier run, by every rank for itself."""
 
+    reads_ahead = True
+
     def __init__(self, folder: Path, store: Store) -> None:
         self._folder, self._store = folder, store
         self._run = ""
@@ -87,6 +89,9 @@ class ReplaySource:
         )
         now = time.time_ns()
         return Received(selection, PhaseTimes(started_unix_ns=now), num_bytes=0, arrived_unix_ns=now)
+
+    def before_step(self) -> None:
+        """Nothing is selected with these weights."""
 
     def attempted(self, completed: int) -> None:
         """Nothing is selected with these weights."""

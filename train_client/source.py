@@ -20,13 +20,22 @@ logger = logging.getLogger(__name__)
 
 
 class SelectionSource(Protocol):
-    """What the loader needs of a server, or of selection in the training process."""
+    """What the loader needs of a server, or of selection in the training process.
+
+    Attributes:
+        reads_ahead: Whether the selection of a step may be asked for, in another thread, while the step before trains.
+    """
+
+    reads_ahead: bool
 
     def open(self, info: RunInfo, *, cursor: int, restart: bool) -> None:
         """Begin at `cursor`, with the model at weights version `cursor`."""
 
     def selection(self, step: int) -> Received:
         """The selection of a step; steps are asked for in order."""
+
+    def before_step(self) -> None:
+        """The optimizer is about to change the weights."""
 
     def attempted(self, completed: int) -> None:
         """The model now has weights version `completed`."""
@@ -47,12 +56,15 @@ class SelectionSource(Protocol):
 class ServerSource:
     """Selections from a selector server; rank 0 opens the run and pushes the weights, each rank has its own stream."""
 
+    reads_ahead = True
+
     def __init__(self, client: ClientConfig, model: Any, ranks: Ranks, *, run: str) -> None:
         self._model, self._ranks = model, ranks
         self._client = SelectorClient(client, run=run, rank=ranks.rank)
         self._pusher = Pusher(self._client.push, run=run) if ranks.is_first else None
         self._info: RunInfo | None = None
         self._incarnation = 0
+        self._completed = 0
 
     def open(self, info: RunInfo, *, cursor: int, restart: bool) -> None:
         """Open the run on rank 0, push the weights that the server lacks, and subscribe every rank.
@@ -60,7 +72,7 @@ class ServerSource:
         Raises:
             SubbatchError: the same on every rank.
         """
-        self._info = info
+        self._info, self._completed = info, cursor
 
         def opening() -> tuple[int, list[int]]:
             return self._client.open_run(info, cursor=cursor, restart=restart, checkpoint_incarnation=self._incarnation)
@@ -71,12 +83,18 @@ class ServerSource:
             self._push(cursor)
 
     def selection(self, step: int) -> Received:
-        """Wait for the selection of a step."""
-        return self._client.selection(step)
+        """Wait for the selection of a step; patience begins when the step before has been trained."""
+        return self._client.selection(step, is_due=lambda: self._completed >= step)
+
+    def before_step(self) -> None:
+        """Let a snapshot that is still being copied have the old weights."""
+        if self._pusher:
+            self._pusher.before_overwriting()
 
     def attempted(self, completed: int) -> None:
         """Report progress, and push the weights where a later step uses them."""
         assert self._info is not None
+        self._completed = completed
         if self._info.timing.steps_using(completed):
             self._push(completed)
         self._client.report(completed)

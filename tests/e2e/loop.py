@@ -30,6 +30,8 @@ from train_client.train import make_model
 class FixedSource:
     """Selections from a file instead of a selector."""
 
+    reads_ahead = True
+
     def __init__(self, path: Path) -> None:
         self._payload = path.read_bytes()
 
@@ -37,6 +39,7 @@ class FixedSource:
         return Received(decode_selection(self._payload), None, len(self._payload), 0)  # type: ignore[arg-type]
 
     def open(self, *_: object, **__: object) -> None: ...
+    def before_step(self) -> None: ...
     def attempted(self, completed: int) -> None: ...
     def finish(self) -> None: ...
     def close(self) -> None: ...
