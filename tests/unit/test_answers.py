@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from shared.errors import ConfigError
 from train_client.evaluate.answers import extract_answer, find_program, marked_answer, printed_answer
 from train_client.evaluate.equality import MATH_TOLERANCE, TOLERANCE, Checker
 from train_client.evaluate.values import count_values
+from train_client.experiment.arguments import add_arguments
+from train_client.experiment.command import run_experiment
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +173,16 @@ def test_answers_are_compared_in_any_thread() -> None:
         thread.start()
         thread.join()
     assert found == [True]
+
+
+def test_without_math_verify_nothing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "math_verify" else find_spec(name))
+    with pytest.raises(ConfigError, match="Math-Verify, which isn't installed: pip install 'subbatch"):
+        Checker()
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    arguments = parser.parse_args(["paper", "--scale", "micro", "--smoke", "--out", str(tmp_path / "out")])
+    with pytest.raises(ConfigError, match="Math-Verify"):
+        run_experiment(arguments, [])
+    assert not (tmp_path / "out" / "world").exists()

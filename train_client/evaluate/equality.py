@@ -11,6 +11,7 @@ its fraction. A choice (a single letter) must be that letter.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -27,6 +28,7 @@ TOLERANCE = 1e-3
 MATH_TOLERANCE = 0.04
 _SECONDS = 10.0
 _START_SECONDS = 120.0
+_REMEDY = "pip install 'subbatch[evaluate]'"
 # Nothing that anybody would call an answer is longer.
 _MAX_CHARACTERS = 300
 
@@ -43,11 +45,26 @@ class Verdict:
     note: str = ""
 
 
+def require_math_verify() -> None:
+    """Make sure, before minutes are spent on answers, that they can be compared.
+
+    Raises:
+        ConfigError: Math-Verify isn't installed.
+    """
+    if importlib.util.find_spec("math_verify") is None:
+        raise ConfigError(f"answers are compared with Math-Verify, which isn't installed: {_REMEDY}")
+
+
 class Checker:
     """Compares answers; a context manager, since it keeps a process for the hard ones."""
 
     def __init__(self, seconds: float = _SECONDS) -> None:
-        """A checker that gives up on an answer after `seconds`, and then calls it wrong."""
+        """A checker that gives up on an answer after `seconds`, and then calls it wrong.
+
+        Raises:
+            ConfigError: Math-Verify isn't installed.
+        """
+        require_math_verify()
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -68,7 +85,7 @@ class Checker:
             tolerance: Relative error that is allowed where the right answer is a number but no integer.
 
         Raises:
-            ConfigError: Math-Verify is needed and isn't installed.
+            ConfigError: Math-Verify is needed and doesn't start.
         """
         if not answer.strip():
             return Verdict(False)
@@ -116,10 +133,7 @@ class Checker:
         )
         if _line(self._process, _START_SECONDS) != b"ready\n":
             self._end()
-            raise ConfigError(
-                "answers are compared with Math-Verify, which isn't installed or doesn't start: "
-                "pip install 'subbatch[evaluate]'"
-            )
+            raise ConfigError(f"answers are compared with Math-Verify, which doesn't start: {_REMEDY}")
         return self._process
 
     def _end(self) -> None:

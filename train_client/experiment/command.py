@@ -12,6 +12,7 @@ from rich.console import Console
 
 from shared.config import Config, load_config
 from shared.errors import ConfigError, SubbatchError
+from train_client.evaluate.equality import require_math_verify
 from train_client.experiment.arguments import from_flags
 from train_client.experiment.arms import find_arms
 from train_client.experiment.folder import describe, held
@@ -50,6 +51,8 @@ def run_experiment(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
             return _with(load_config(_base_file(arguments, out, variant, console), list(rest)), given)
 
         bases = {"": base("")}
+        if bases[""].experiment.questions:
+            require_math_verify()
         arms = find_arms(_names(bases[""], given, smoke=arguments.smoke))
         if arguments.smoke:
             arms = [arm for arm in arms if arm.in_smoke or "experiment.arms" in given]
@@ -88,6 +91,7 @@ def _base_file(arguments: argparse.Namespace, out: Path, variant: str, console: 
         return _PHI2
     from train_client.experiment.micro import make_micro_world
 
+    require_math_verify()  # every world asks questions
     return make_micro_world(out / "world", smoke=arguments.smoke, console=console, variant=variant)
 
 
