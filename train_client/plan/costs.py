@@ -89,8 +89,9 @@ class Layout:
 
     Attributes:
         trainers: Training devices of each run, N.
-        selectors: Devices of the selector server, G; they share every large batch.
-        runs: Runs that the server serves, R.
+        selectors: Devices of each selector server, G; they share every large batch.
+        runs: Runs that are served, R.
+        servers: Selector servers that the runs are dealt to.
         staleness: S.
         push_every: K.
         lookahead: Steps the server may work ahead of the slowest rank; None: S + K - 1.
@@ -100,6 +101,7 @@ class Layout:
     trainers: int = 1
     selectors: int = 1
     runs: int = 1
+    servers: int = 1
     staleness: int = 1
     push_every: int = 1
     lookahead: int | None = None
@@ -111,9 +113,11 @@ class Layout:
         Raises:
             ConfigError: nobody to do the work, S < 0, K < 1, lookahead < S, or a price that isn't one.
         """
-        for name in ("trainers", "selectors", "runs", "push_every"):
+        for name in ("trainers", "selectors", "runs", "servers", "push_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give at least 1")
+        if self.servers > self.runs:
+            raise ConfigError(f"{self.servers} servers have {self.runs} runs to serve: give at most one to each run")
         if self.staleness < 0:
             raise ConfigError(f"staleness is {self.staleness}: give 0 or more")
         if self.lookahead is not None and self.lookahead < self.staleness:
@@ -123,6 +127,16 @@ class Layout:
             )
         if not (math.isfinite(self.selector_price) and self.selector_price >= 0):
             raise ConfigError(f"selector_price is {self.selector_price}: give hours of a training device, 0 or more")
+
+    @property
+    def runs_per_server(self) -> int:
+        """Runs of the server that has most."""
+        return math.ceil(self.runs / self.servers)
+
+    @property
+    def selectors_per_run(self) -> float:
+        """Selector devices of all servers, for each run."""
+        return self.selectors * self.servers / self.runs
 
     def timing(self, num_steps: int) -> Timing:
         """The rules of what may overlap, for a run of so many steps."""

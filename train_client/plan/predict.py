@@ -3,7 +3,7 @@
 With K = 1 the pace is the slowest of five loops (`event_graph.py` finds it for any K):
 
     trainers    train + snapshot
-    selector    R · (load + select)
+    selector    runs of a server · (load + select)
     upload      upload
     round trip  (train + snapshot + upload + load + select + deliver) / (S + 1)
     lookahead   (train + snapshot + load + select + deliver) / (lookahead + 1)
@@ -54,8 +54,8 @@ class Prediction:
 def predict(costs: Costs, layout: Layout) -> Prediction:
     """Training on sub-batches that a server selects, with the layout's S and K.
 
-    Several runs take the server's time in turns; beyond that they are taken not to disturb each other, which the
-    simulation checks.
+    Several runs take a server's time in turns; beyond that they are taken not to disturb each other, which the
+    simulation bears out but for bursts: with S = 0 and K > 1 runs that share a server can be some percent slower.
     """
     timing = layout.timing(num_steps=1)
     pieces = _pieces(costs, layout)
@@ -65,16 +65,16 @@ def predict(costs: Costs, layout: Layout) -> Prediction:
     share = costs.load_seconds / layout.push_every
     selector = pieces.select + share
     busy = pieces.train + pieces.snapshot / layout.push_every
-    if layout.runs * selector > step:
-        step, bottleneck = layout.runs * selector, "selector"
-        parts = {"select": layout.runs * pieces.select, "load": layout.runs * share}
+    if layout.runs_per_server * selector > step:
+        step, bottleneck = layout.runs_per_server * selector, "selector"
+        parts = {"select": layout.runs_per_server * pieces.select, "load": layout.runs_per_server * share}
     return Prediction(
         step_seconds=step,
         busy_seconds=busy,
         wait_fraction=max(0.0, 1 - busy / step),
         selector_seconds=selector,
-        selector_fraction=layout.runs * selector / step,
-        device_seconds=step * (layout.trainers + layout.selector_price * layout.selectors / layout.runs),
+        selector_fraction=layout.runs_per_server * selector / step,
+        device_seconds=step * (layout.trainers + layout.selector_price * layout.selectors_per_run),
         bottleneck=bottleneck,
         pieces=parts,
     )
@@ -99,7 +99,7 @@ def predict_arms(costs: Costs, layout: Layout) -> dict[str, Prediction]:
 
 
 def selectors_needed(costs: Costs, layout: Layout) -> int | None:
-    """The fewest selector devices with which trainers never wait; None where no number suffices.
+    """The fewest devices of each server with which trainers never wait; None where no number suffices.
 
     No number suffices where something that they don't shorten is in the way: the upload, the serial part of the
     selections of all runs, or S = 0.
@@ -126,7 +126,7 @@ def break_even_price(costs: Costs, layout: Layout) -> float:
     inline = predict_arms(costs, layout)["inline"]
     served = predict(costs, layout)
     spared = layout.trainers * (inline.step_seconds - served.step_seconds)
-    return spared * layout.runs / (layout.selectors * served.step_seconds)
+    return spared / (layout.selectors_per_run * served.step_seconds)
 
 
 def _pieces(costs: Costs, layout: Layout) -> Pieces:

@@ -69,8 +69,9 @@ class LayoutSettings(Branch):
     """Who does the work, and what may overlap."""
 
     trainers: int = Field(4, description="training devices of each run")
-    selectors: int = Field(1, description="devices of the selector server, which share every large batch")
-    runs: int = Field(1, description="runs that the server serves")
+    selectors: int = Field(1, description="devices of each selector server, which share every large batch")
+    runs: int = Field(1, description="runs that are served")
+    servers: int = Field(1, description="selector servers that the runs are dealt to")
     staleness: int = Field(1, description="S")
     push_every: int = Field(1, description="K")
     lookahead: int | None = Field(None, description="steps the server may work ahead; S + K - 1")
@@ -129,19 +130,15 @@ class PlanSettings(CostSettings, LayoutSettings, NoiseSettings):
         return "measured" if measured else "derived" if name in self._implied() else "arithmetic"
 
     @property
-    def pushed_bytes(self) -> float:
-        """Bytes of the weights that are pushed."""
-        return _BYTES_PER_WEIGHT * self._trained_params
+    def trained(self) -> float:
+        """Parameters that are trained and pushed."""
+        return self.trained_params or _LORA_SHARE * self.model_params
 
     def passes(self) -> tuple[float, float]:
         """Seconds per token of a forward and of a backward pass on one training device."""
         forward = self.forward_seconds_per_token or self.model_params * _PASS / self.tflops
-        gradients = 1 + self._trained_params / self.model_params + (1 if self.checkpointing else 0)
+        gradients = 1 + self.trained / self.model_params + (1 if self.checkpointing else 0)
         return forward, self.backward_seconds_per_token or gradients * forward
-
-    @property
-    def _trained_params(self) -> float:
-        return self.trained_params or _LORA_SHARE * self.model_params
 
     def _implied(self) -> dict[str, float]:
         """What follows from one given cost for its like."""
@@ -153,11 +150,11 @@ class PlanSettings(CostSettings, LayoutSettings, NoiseSettings):
         return implied
 
     def _arithmetic(self) -> dict[str, Any]:
-        if self._trained_params > self.model_params:
+        if self.trained > self.model_params:
             raise ConfigError(f"trained_params {self.trained_params} are more than model_params {self.model_params}")
         forward, backward = (seconds * self.tokens_per_row for seconds in self.passes())
         score = self.score_forwards * self.large_batch_size * forward
-        gigabytes = self.pushed_bytes / 1e9
+        gigabytes = _BYTES_PER_WEIGHT * self.trained / 1e9
         return {
             "sub_batch_size": self.sub_batch_size,
             "large_batch_size": self.large_batch_size,

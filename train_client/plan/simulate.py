@@ -2,8 +2,8 @@
 
 What waits for what is as in `event_graph.py`; added are jitter, stragglers, and runs that compete for one server. A
 run's own events follow from its selections by the recurrences there, so nothing but the server ever has to decide
-anything: the simulation goes from one selection to the next, and all that happens in between is arithmetic. (No framework
-for discrete events, then: its queue would hold one event per rank and step, where a maximum over ranks does.)
+anything: the simulation goes from one selection to the next, and all that happens in between is arithmetic. (No
+framework for discrete events, then: its queue would hold one event per rank and step, where a maximum over ranks does.)
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from train_client.plan.costs import Costs, Layout, Noise
 from train_client.push import MAX_UNDER_WAY
 
 Array = npt.NDArray[np.float64]
+_COLUMNS = (
+    "select_began", "select_ended", "train_began", "trained", "free_to_push", "ended", "upload_began", "upload_ended",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,7 @@ class Played:
         began: The ranks are free for the step.
         train_began: The selection is there and training begins.
         trained: The slowest rank is done.
+        free_to_push: No older snapshot is in the way of one of these weights.
         ended: The snapshot is taken too, where there is one.
         upload_began: The upload of that snapshot begins; not a number where there is none.
         upload_ended: It is durable; not a number where there is none.
@@ -42,6 +46,7 @@ class Played:
     began: Array
     train_began: Array
     trained: Array
+    free_to_push: Array
     ended: Array
     upload_began: Array
     upload_ended: Array
@@ -58,9 +63,9 @@ def factors(noise: Noise, random: np.random.Generator, *shape: int) -> Array:
 
 
 def simulate(costs: Costs, layout: Layout, noise: Noise, *, num_steps: int, seed: int) -> Played:
-    """Play all runs of a server from their first step to their last.
+    """Play all runs from their first step to their last.
 
-    Runs begin one after another within a step. The server selects for one run at a time, and next for that whose
+    Runs begin one after another within a step. A server selects for one run at a time, and next for that whose
     trainers will wait first: by the steps they have reported, at the pace of trainers that never wait.
 
     Args:
@@ -85,11 +90,9 @@ def simulate(costs: Costs, layout: Layout, noise: Noise, *, num_steps: int, seed
         start = busy * number / layout.runs
         times = _Times.draw(costs, layout, noise, other_random, train.max(axis=1))
         runs.append(_Run(number, start, busy, timing, versions, times))
-    _serve(runs)
-    columns = {
-        name: np.array([getattr(run, name) for run in runs])
-        for name in ("select_began", "select_ended", "train_began", "trained", "ended", "upload_began", "upload_ended")
-    }
+    for server in range(layout.servers):
+        _serve(runs[server :: layout.servers])
+    columns = {name: np.array([getattr(run, name) for run in runs]) for name in _COLUMNS}
     starts = np.array([[run.start] for run in runs])
     began = np.concatenate([starts, columns["ended"][:, :-1]], axis=1)
     return Played(began=began, rank_seconds=rank_seconds, **columns)
@@ -138,6 +141,7 @@ class _Run:
         self.select_ended: list[float] = []
         self.train_began: list[float] = []
         self.trained: list[float] = []
+        self.free_to_push: list[float] = []
         self.ended: list[float] = []
         self.upload_began: list[float] = []
         self.upload_ended: list[float] = []
@@ -163,12 +167,12 @@ class _Run:
         journalled = now + times.select[step] + (times.load[step] if loads else 0.0)
         free = self.ended[-1] if self.ended else self.start
         train_began = max(free, journalled + times.deliver[step])
-        trained = ended = train_began + times.train[step]
-        upload_began = upload_ended = math.nan
+        trained = free_to_push = train_began + times.train[step]
+        ended, upload_began, upload_ended = free_to_push, math.nan, math.nan
         if self._timing.steps_using(step + 1):
             if len(self._uploads) >= MAX_UNDER_WAY:
-                ended = max(ended, self._uploads[-MAX_UNDER_WAY])
-            ended += times.snapshot[step]
+                free_to_push = max(trained, self._uploads[-MAX_UNDER_WAY])
+            ended = free_to_push + times.snapshot[step]
             upload_began = max(ended, self._uploads[-1]) if self._uploads else ended
             upload_ended = upload_began + times.upload[step]
             self._uploads.append(upload_ended)
@@ -177,6 +181,7 @@ class _Run:
         self.select_ended.append(journalled)
         self.train_began.append(train_began)
         self.trained.append(trained)
+        self.free_to_push.append(free_to_push)
         self.ended.append(ended)
         self.upload_began.append(upload_began)
         self.upload_ended.append(upload_ended)
@@ -199,3 +204,16 @@ def _serve(runs: list[_Run]) -> None:
         waiting = [run for run in runs if run.ready <= now]
         chosen = min(waiting, key=lambda run: (run.deadline(now), run.number))
         now = chosen.select(now)
+
+
+def simulate_alone(costs: Costs, layout: Layout, noise: Noise, *, num_steps: int, seed: int) -> dict[str, Array]:
+    """Step times, float64 [steps], of the arms without a server, under the noise of the first run of `simulate`."""
+    train_random, other_random = (np.random.Generator(np.random.Philox(key=[seed, which])) for which in (0, 1))
+    slowest = factors(noise, train_random, num_steps, layout.trainers).max(axis=1)
+    slowest_scorer = factors(noise, other_random, num_steps, layout.trainers).max(axis=1)
+    floor = costs.train_step(layout.trainers) * slowest
+    return {
+        "floor": floor,
+        "large_batch": costs.train_large_step(layout.trainers) * slowest,
+        "inline": floor + costs.select_inline(layout.trainers) * slowest_scorer,
+    }

@@ -1,0 +1,131 @@
+"""The picture of a simulated plan: who works when, how long steps take, and what more selector devices would give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from train_client.demo.canvas import BLUE, DPI, GREY, ORANGE, PURPLE, VERMILION, save
+from train_client.plan.plan import PLANNED, Plan
+from train_client.plan.table import duration
+from train_client.plan.trial import Trial
+
+_STEPS_SHOWN = 6
+_RANKS_SHOWN = 4
+_WAIT, _UNEVEN, _OTHERS = "#F2C6B4", "#D5D5D5", "#F6DFB0"
+
+
+def draw_plan(plan: Plan, trial: Trial, path: Path) -> None:
+    """Draw the timeline of the first run over two panels: step times by arm, and waiting by selector devices."""
+    figure = Figure(figsize=(13, 8.6), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_headline(plan, trial), x=0.01, ha="left", fontsize=13, fontweight="bold")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1.15, 1))
+    _timeline(figure.add_subplot(grid[0, :]), plan, trial)
+    _step_times(figure.add_subplot(grid[1, 0]), plan, trial)
+    _waiting(figure.add_subplot(grid[1, 1]), plan, trial)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    save(figure, path)
+
+
+def _headline(plan: Plan, trial: Trial) -> str:
+    planned, large = trial.arms[PLANNED], trial.arms["large_batch"]
+    return (
+        f"Trainers wait {planned.wait_fraction:.0%} of the time; a step takes {duration(planned.step_seconds_mean)}, "
+        f"{planned.step_seconds_mean / large.step_seconds_mean:.2f} × that of training on all b rows"
+    )
+
+
+def _timeline(axes: Axes, plan: Plan, trial: Trial) -> None:
+    played = trial.played
+    num_steps = played.ended.shape[1]
+    first = num_steps // 2
+    last = min(num_steps - 1, first + _STEPS_SHOWN - 1)
+    start, end = played.began[0, first], played.ended[0, last]
+    ranks = min(_RANKS_SHOWN, plan.layout.trainers)
+    lanes = ["selector", "upload", *(f"rank {rank}" for rank in range(ranks))]
+
+    def bar(lane: int, left: float, right: float, color: str, text: str = "", ink: str = "white") -> None:
+        left, right = max(left, start), min(right, end)
+        if right <= left:
+            return
+        axes.barh(lane, right - left, left=left - start, height=0.74, color=color, edgecolor="white", linewidth=0.6)
+        if text and right - left > 0.03 * (end - start):
+            axes.text((left + right) / 2 - start, lane, text, ha="center", va="center", color=ink, fontsize=9)
+
+    for run in range(plan.layout.servers, plan.layout.runs, plan.layout.servers):
+        for left, right in zip(played.select_began[run], played.select_ended[run], strict=True):
+            bar(0, left, right, _OTHERS)
+    for step in range(num_steps):
+        bar(0, played.select_began[0, step], played.select_ended[0, step], ORANGE, f"select {step}", "black")
+        if not np.isnan(played.upload_began[0, step]):
+            bar(1, played.upload_began[0, step], played.upload_ended[0, step], PURPLE, f"weights {step + 1}")
+    for step in range(first, last + 1):
+        for rank in range(ranks):
+            lane = 2 + rank
+            begin = played.train_began[0, step]
+            done = begin + played.rank_seconds[step, rank]
+            bar(lane, played.began[0, step], begin, _WAIT, "wait", "black")
+            bar(lane, begin, done, BLUE, f"train {step}")
+            bar(lane, done, played.trained[0, step], _UNEVEN)
+            bar(lane, played.trained[0, step], played.free_to_push[0, step], _WAIT)
+            bar(lane, played.free_to_push[0, step], played.ended[0, step], "black")
+    axes.set_yticks(range(len(lanes)), lanes)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(lanes) - 0.5, -0.6)
+    axes.set_xlim(0, end - start)
+    axes.set_xlabel("seconds")
+    axes.set_title(f"Who works when: steps {first} to {last} of one run", loc="left", fontsize=11)
+    keys = [
+        Patch(color=ORANGE, label="select for this run"),
+        *([Patch(color=_OTHERS, label="select for other runs")] if plan.layout.runs_per_server > 1 else []),
+        Patch(color=PURPLE, label="upload"),
+        Patch(color=BLUE, label="train"),
+        Patch(color=_UNEVEN, label="wait for the slowest rank"),
+        Patch(color=_WAIT, label="wait for the selection"),
+        Patch(color="black", label="snapshot"),
+    ]
+    axes.legend(
+        handles=keys, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=len(keys), frameon=False, handlelength=1.2
+    )
+
+
+def _step_times(axes: Axes, plan: Plan, trial: Trial) -> None:
+    names = ["floor", PLANNED, "inline", "large_batch"]
+    titles = ["r rows,\nno selection", "this plan", "selection\ninside trainers", "all b rows"]
+    colors = [GREY, BLUE, VERMILION, "#555555"]
+    for place, (name, color) in enumerate(zip(names, colors, strict=True)):
+        steps, seen = trial.steps[name], trial.arms[name]
+        low, high = np.quantile(steps, [0.05, 0.95])
+        axes.barh(place, seen.step_seconds_mean, color=color, height=0.6)
+        axes.plot([low, high], [place, place], color="black", linewidth=1.5)
+        axes.text(high, place, f"  {duration(seen.step_seconds_mean)}", va="center")
+    axes.set_yticks(range(len(names)), titles)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, 1.2 * max(np.quantile(trial.steps[name], 0.95) for name in names))
+    axes.set_xlabel("seconds of a step: mean; line from 5 % to 95 % of steps")
+    axes.set_title("How long a step takes", loc="left", fontsize=11)
+
+
+def _waiting(axes: Axes, plan: Plan, trial: Trial) -> None:
+    counts = list(plan.by_selectors)
+    axes.plot(
+        counts, [arm.wait_fraction for arm in plan.by_selectors.values()], "--", color=GREY, label="without jitter"
+    )
+    axes.plot(counts, [arm.wait_fraction for arm in trial.by_selectors.values()], "o-", color=BLUE, label="simulated")
+    here = plan.layout.selectors
+    axes.plot([here], [trial.by_selectors[here].wait_fraction], "o", color=ORANGE, markersize=11, label="this plan")
+    axes.set_ylim(0, None)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xticks(counts)
+    axes.set_xlabel("selector devices")
+    axes.set_title("What more selector devices give: time that trainers wait", loc="left", fontsize=11)
+    axes.legend(frameon=False)
