@@ -10,26 +10,35 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from selector_server.bench.workload import make_model, make_store
+from selector_server.bench.workload import SMALL, ModelSize, make_model, make_store
 from selector_server.scoring.probes import Probes
 from selector_server.scoring.scorer import Scorer
 from shared.selection_config import SelectionConfig
 
 
-def peak_bytes(selection: SelectionConfig, *, vocab_size: int, lora_rank: int, device: torch.device) -> int | None:
+def peak_bytes(
+    selection: SelectionConfig, *, vocab_size: int, lora_rank: int, device: torch.device, size: ModelSize = SMALL
+) -> int | None:
     """What scoring one large batch adds to the memory that is in use, at its peak, in a fresh process.
 
     None on a CPU whose system doesn't tell; Linux does.
     """
     if device.type != "cuda" and not Path("/proc/self/clear_refs").exists():
         return None
-    order = {"selection": selection.model_dump_json(), "vocab_size": vocab_size, "lora_rank": lora_rank}
-    command = [sys.executable, "-W", "ignore", "-m", __name__, json.dumps(order | {"device": str(device)})]
+    order = {
+        "selection": selection.model_dump_json(),
+        "vocab_size": vocab_size,
+        "lora_rank": lora_rank,
+        "device": str(device),
+        "size": asdict(size),
+    }
+    command = [sys.executable, "-W", "ignore", "-m", __name__, json.dumps(order)]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -40,9 +49,10 @@ def main() -> None:
     order = parser.parse_args().order
     torch.set_num_threads(1)
     selection, device = SelectionConfig.model_validate_json(order["selection"]), torch.device(order["device"])
-    model = make_model(vocab_size=order["vocab_size"], lora_rank=order["lora_rank"], device=device)
-    size = selection.large_batch_size
-    rows = make_store(num_rows=size, vocab_size=order["vocab_size"]).rows(np.arange(size))
+    shape = {"vocab_size": order["vocab_size"], "lora_rank": order["lora_rank"], "size": ModelSize(**order["size"])}
+    model = make_model(device=device, **shape)
+    count = selection.large_batch_size
+    rows = make_store(num_rows=count, vocab_size=order["vocab_size"]).rows(np.arange(count))
     scorer = Scorer(model, device, gradient_of=selection.gradient_of, num_blocks=selection.num_blocks)
     probes = Probes(scorer.shape, seed=0, step=0, count=selection.num_probes)
     before = _start(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,21 @@ from shared.records import Row
 from shared.rowloss import collate, find_answers
 from shared.synthetic.random_rows import MAX_TOKENS, random_rows
 
-# The fastest for a plain head on a CPU: logits of 128 tokens at vocabulary 51,200.
-_LOGITS_VALUES = 128 * 51200
+# The fastest for a plain head on a CPU: logits of 128 tokens at vocabulary 51,200. A GPU wants more at a time.
+_CPU_LOGITS, _GPU_LOGITS = 128 * 51200, 4096 * 51200
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """How large a model is, and the dtype of its weights, torch's name."""
+
+    layers: int
+    width: int
+    dtype: str = "float32"
+
+
+SMALL = ModelSize(layers=8, width=256)
+PHI2 = ModelSize(layers=32, width=2560, dtype="bfloat16")
 
 
 def make_store(*, num_rows: int, vocab_size: int, num_sources: int = 10, seed: int = 0) -> Store:
@@ -40,23 +54,21 @@ def make_store(*, num_rows: int, vocab_size: int, num_sources: int = 10, seed: i
     return Store(Path("random"), manifest, [random_rows(num_rows, vocab_size=vocab_size, seed=seed)])
 
 
-def make_model(
-    *, vocab_size: int, device: torch.device, lora_rank: int | None = None, layers: int = 8, width: int = 256
-) -> Any:
-    """A Phi with random weights, bare or with LoRA on all linear modules of its layers."""
+def make_model(*, vocab_size: int, device: torch.device, lora_rank: int | None = None, size: ModelSize = SMALL) -> Any:
+    """A Phi with random weights, made on the device, bare or with LoRA on all linear modules of its layers."""
     torch.manual_seed(0)
-    model = PhiForCausalLM(
-        PhiConfig(
-            vocab_size=vocab_size,
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=width // 64,
-            max_position_embeddings=MAX_TOKENS,
-        )
+    config = PhiConfig(
+        vocab_size=vocab_size,
+        hidden_size=size.width,
+        intermediate_size=4 * size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.width // 64,
+        max_position_embeddings=MAX_TOKENS,
     )
+    with device:
+        model = PhiForCausalLM(config).to(getattr(torch, size.dtype))
     if lora_rank is None:
-        return model.to(device).eval()
+        return model.eval()
     targets = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
     return get_peft_model(model, LoraConfig(r=lora_rank, target_modules=targets)).to(device).eval()
 
@@ -70,7 +82,8 @@ def plain_forward(model: Any, rows: Sequence[Row], *, device: torch.device, toke
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     vocab_size, found = head.weight.shape[0], []
-    logits = torch.empty(max(1, _LOGITS_VALUES // vocab_size), vocab_size, device=device)
+    at_a_time = (_GPU_LOGITS if device.type == "cuda" else _CPU_LOGITS) // vocab_size
+    logits = torch.empty(max(1, at_a_time), vocab_size, device=device, dtype=head.weight.dtype)
     with torch.inference_mode():
         for positions in by_token_budget([len(row.input_ids) for row in rows], budget=tokens):
             batch = collate([rows[position] for position in positions], device=device)

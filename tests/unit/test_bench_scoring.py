@@ -14,13 +14,14 @@ from selector_server import engine
 from selector_server.bench import scoring
 from selector_server.bench.peak_memory import peak_bytes
 from selector_server.bench.stages import STAGES, stage_seconds
-from selector_server.bench.workload import make_model, make_store, plain_forward
+from selector_server.bench.workload import ModelSize, make_model, make_store, plain_forward
 from selector_server.scoring import estimators, probes, split, tail
 from shared.selection_config import SelectionConfig
 from shared.synthetic.random_rows import MAX_TOKENS
 
 CPU = torch.device("cpu")
-small_model = partial(make_model, layers=2, width=64)
+TINY = ModelSize(layers=2, width=64)
+small_model = partial(make_model, size=TINY)
 WATCHED = [
     (engine, "draw_large_batch"),
     (probes.Probes, "draw"),
@@ -80,9 +81,8 @@ def test_peak_memory_is_measured_in_a_process_of_its_own():
 
 
 def test_benchmark_prints_ratios_and_writes_what_it_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "make_model", small_model)
     monkeypatch.setattr(scoring, "peak_bytes", lambda *_, **__: 3 << 20)
-    monkeypatch.setattr(scoring, "QUICK", (scoring.Setting(60, 2, ("central", "last block"), rounds=1),))
+    monkeypatch.setattr(scoring, "QUICK", (scoring.Setting(60, 2, ("central", "last block"), rounds=1, size=TINY),))
     console = Console(record=True, width=140)
     result = scoring.run(out=tmp_path, quick=True, console=console)
     assert json.loads((tmp_path / "result.json").read_text()) == result
