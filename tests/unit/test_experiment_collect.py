@@ -48,6 +48,7 @@ def line(rank: int, step: int, *, wait: float = 0.5) -> dict[str, Any]:
             "score_seconds": 1.0,
             "pick_seconds": 0.125,
             "journal_seconds": 0.0,
+            "peak_bytes": 100 + step,
         },
     }
 
@@ -67,12 +68,12 @@ def output(tmp_path: Path) -> Path:
     return folder
 
 
-def result_of(output: Path, *, arm: str = "paper") -> dict[str, Any]:
+def result_of(output: Path, *, arm: str = "paper", selector_memory: int | None = 9) -> dict[str, Any]:
     from train_client.experiment.arms import resolve
 
     run = Run(ARMS[arm], 0, resolve(CONFIG, ARMS[arm], seed=0), output.parent)
-    more: dict[str, Any] = {"accuracy": None, "selector_memory": 9, "gallery": [], "with_timeline": True}
-    return collect(run, Outcome.read(output), **more)
+    more: dict[str, Any] = {"accuracy": None, "gallery": [], "with_timeline": True}
+    return collect(run, Outcome.read(output), selector_memory=selector_memory, **more)
 
 
 def test_seconds_leave_out_starting_up_and_add_up_over_devices(output: Path) -> None:
@@ -106,6 +107,8 @@ def test_what_the_trainer_said_is_passed_on(output: Path) -> None:
     assert [entry["step"] for entry in result["heldout"]] == [0, 5, 12]
     assert (result["gradient"], result["accuracy"]) == ([], None)
     assert result["peak_memory_bytes"] == {"trainer": 7, "selector": 9}
+    on_an_accelerator = result_of(output, selector_memory=None)["peak_memory_bytes"]
+    assert on_an_accelerator == {"trainer": 7, "selector": 100 + STEPS - 1}
     assert result["phases"]["selector"]["score"] == 1.0
     assert result["phases"]["trainer"]["train"] == 2.0
     assert result["phases"]["step"] == 3.0

@@ -30,7 +30,7 @@ def collect(
         run: What was run.
         outcome: What the trainer left.
         accuracy: What the evaluation found, if there was one.
-        selector_memory: The most memory the selector server held, in bytes.
+        selector_memory: The most memory the selector server held, in bytes; None: what it says an accelerator held.
         gallery: Large batches as text.
         with_timeline: Whether to keep what ran when in some steps.
     """
@@ -38,6 +38,7 @@ def collect(
     warm_up = min(config.run.staleness + 2, len(ranks[0]) - 1)
     trainer_memory = outcome.facts["peak_memory_bytes"]
     medians = phase_seconds(ranks, warm_up=warm_up)
+    selector_memory = selector_memory or ranks[0][-1]["selector"]["peak_bytes"] or None
     return {
         "format": RESULT_FORMAT,
         "arm": run.arm.name,
