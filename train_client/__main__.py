@@ -9,6 +9,7 @@ from pathlib import Path
 from shared.cli import add_config_argument, read_config, run_command
 from train_client.evaluate.arguments import add_arguments as add_evaluate_arguments
 from train_client.experiment.arguments import add_arguments as add_experiment_arguments
+from train_client.plan.arguments import add_arguments as add_plan_arguments
 
 _FEWEST_STEPS = 5
 
@@ -31,15 +32,17 @@ def main() -> None:
     evaluate = commands.add_parser("evaluate", help="exact match on sets of questions; programs run in a sandbox")
     add_evaluate_arguments(evaluate)
 
+    plan = commands.add_parser("plan", help="what a layout of trainers and selectors will take, before it is paid for")
+    add_plan_arguments(plan)
+
     report = commands.add_parser("report", help="an experiment's results as one HTML page that needs nothing else")
     report.add_argument("folder", type=Path, metavar="DIR", help="the experiment's --out folder")
     report.add_argument("--out", type=Path, metavar="FILE", help="the page (default DIR/report.html)")
 
     arguments, rest = parser.parse_known_args()
-    if arguments.command == "report" and rest:
-        report.error(f"unknown arguments: {' '.join(rest)}")
-    if arguments.command == "demo" and rest:
-        demo.error(f"unknown arguments: {' '.join(rest)}")
+    for name, command in (("report", report), ("demo", demo), ("plan", plan)):
+        if arguments.command == name and rest:
+            command.error(f"unknown arguments: {' '.join(rest)}")
     if arguments.command == "demo" and arguments.steps < _FEWEST_STEPS:
         demo.error(f"--steps {arguments.steps} is too few to compare anything: give at least {_FEWEST_STEPS}")
     sys.exit(run_command(lambda: _COMMANDS[arguments.command](arguments, rest)))
@@ -70,13 +73,26 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     run_evaluate(arguments, rest)
 
 
+def _plan(arguments: argparse.Namespace, _rest: list[str]) -> None:
+    from train_client.plan.command import run_plan
+
+    run_plan(arguments)
+
+
 def _report(arguments: argparse.Namespace, _rest: list[str]) -> None:
     from train_client.report.command import run_report
 
     run_report(arguments.folder, arguments.out)
 
 
-_COMMANDS = {"train": _train, "demo": _demo, "experiment": _experiment, "evaluate": _evaluate, "report": _report}
+_COMMANDS = {
+    "train": _train,
+    "demo": _demo,
+    "experiment": _experiment,
+    "evaluate": _evaluate,
+    "plan": _plan,
+    "report": _report,
+}
 
 if __name__ == "__main__":
     main()

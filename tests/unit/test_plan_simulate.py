@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from shared.errors import ConfigError
 from tests.unit.test_plan_predict import PAPER, costs, layouts
+from train_client import push
+from train_client.plan import simulate as simulate_module
 from train_client.plan.costs import Costs, Layout, Noise
 from train_client.plan.predict import predict
 from train_client.plan.simulate import Played, factors, simulate
@@ -155,6 +157,10 @@ def test_under_noise_no_work_is_lost_and_nothing_happens_before_what_it_waits_fo
             assert (played.upload_ended[:, version - 1] <= played.select_began[:, step]).all()
         if step > timing.lookahead:
             assert (played.ended[:, step - timing.lookahead - 1] <= played.select_began[:, step]).all()
+
+
+def test_simulated_trainers_hold_as_many_snapshots_as_real_ones() -> None:
+    assert simulate_module.MAX_UNDER_WAY == push.MAX_UNDER_WAY
 
 
 def test_a_selector_that_is_infinitely_fast_leaves_the_slowest_ranks_as_the_only_delay() -> None:

@@ -63,7 +63,7 @@ def run_plan(arguments: argparse.Namespace, console: Console | None = None) -> N
 
 def _simulate(plan: Plan, settings: PlanSettings, picture: Path) -> Trial:
     """Play the plan and draw it."""
-    # Both take seconds to import, which a plan without a simulation spares.
+    # Matplotlib takes a while to import, which a plan without a simulation spares.
     try:
         from train_client.plan.picture import draw_plan
     except ModuleNotFoundError as error:

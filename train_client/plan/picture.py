@@ -13,11 +13,14 @@ from matplotlib.ticker import PercentFormatter
 
 from train_client.demo.canvas import BLUE, DPI, GREY, ORANGE, PURPLE, VERMILION, save
 from train_client.plan.plan import PLANNED, Plan
-from train_client.plan.table import duration
+from train_client.plan.table import duration, who
 from train_client.plan.trial import Trial
 
 _STEPS_SHOWN = 6
 _RANKS_SHOWN = 4
+# What fits across the timeline.
+_CHARACTERS = 150
+_LEAST_WAIT_SHOWN = 0.1
 _WAIT, _UNEVEN, _OTHERS = "#F2C6B4", "#D5D5D5", "#F6DFB0"
 
 
@@ -53,28 +56,45 @@ def _timeline(axes: Axes, plan: Plan, trial: Trial) -> None:
     ranks = min(_RANKS_SHOWN, plan.layout.trainers)
     lanes = ["selector", "upload", *(f"rank {rank}" for rank in range(ranks))]
 
-    def bar(lane: int, left: float, right: float, color: str, text: str = "", ink: str = "white") -> None:
+    def bar(lane: int, left: float, right: float, color: str, *texts: str, ink: str = "white") -> None:
+        """One bar, with the first of the texts that fits."""
         left, right = max(left, start), min(right, end)
         if right <= left:
             return
         axes.barh(lane, right - left, left=left - start, height=0.74, color=color, edgecolor="white", linewidth=0.6)
-        if text and right - left > 0.03 * (end - start):
+        room = (right - left) / (end - start) * _CHARACTERS
+        if text := next((text for text in texts if len(text) + 1 < room), ""):
             axes.text((left + right) / 2 - start, lane, text, ha="center", va="center", color=ink, fontsize=9)
 
     for run in range(plan.layout.servers, plan.layout.runs, plan.layout.servers):
         for left, right in zip(played.select_began[run], played.select_ended[run], strict=True):
             bar(0, left, right, _OTHERS)
     for step in range(num_steps):
-        bar(0, played.select_began[0, step], played.select_ended[0, step], ORANGE, f"select {step}", "black")
+        bar(
+            0,
+            played.select_began[0, step],
+            played.select_ended[0, step],
+            ORANGE,
+            f"select {step}",
+            str(step),
+            ink="black",
+        )
         if not np.isnan(played.upload_began[0, step]):
-            bar(1, played.upload_began[0, step], played.upload_ended[0, step], PURPLE, f"weights {step + 1}")
+            bar(
+                1,
+                played.upload_began[0, step],
+                played.upload_ended[0, step],
+                PURPLE,
+                f"weights {step + 1}",
+                str(step + 1),
+            )
     for step in range(first, last + 1):
         for rank in range(ranks):
             lane = 2 + rank
             begin = played.train_began[0, step]
             done = begin + played.rank_seconds[step, rank]
-            bar(lane, played.began[0, step], begin, _WAIT, "wait", "black")
-            bar(lane, begin, done, BLUE, f"train {step}")
+            bar(lane, played.began[0, step], begin, _WAIT, "wait", ink="black")
+            bar(lane, begin, done, BLUE, f"train {step}", str(step))
             bar(lane, done, played.trained[0, step], _UNEVEN)
             bar(lane, played.trained[0, step], played.free_to_push[0, step], _WAIT)
             bar(lane, played.free_to_push[0, step], played.ended[0, step], "black")
@@ -83,18 +103,26 @@ def _timeline(axes: Axes, plan: Plan, trial: Trial) -> None:
     axes.set_ylim(len(lanes) - 0.5, -0.6)
     axes.set_xlim(0, end - start)
     axes.set_xlabel("seconds")
-    axes.set_title(f"Who works when: steps {first} to {last} of one run", loc="left", fontsize=11)
+    axes.set_title(f"{_what(plan)}: steps {first} to {last} of one run", loc="left", fontsize=11)
     keys = [
         Patch(color=ORANGE, label="select for this run"),
         *([Patch(color=_OTHERS, label="select for other runs")] if plan.layout.runs_per_server > 1 else []),
         Patch(color=PURPLE, label="upload"),
         Patch(color=BLUE, label="train"),
-        Patch(color=_UNEVEN, label="wait for the slowest rank"),
+        *([Patch(color=_UNEVEN, label="wait for the slowest rank")] if plan.layout.trainers > 1 else []),
         Patch(color=_WAIT, label="wait for the selection"),
         Patch(color="black", label="snapshot"),
     ]
     axes.legend(
         handles=keys, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=len(keys), frameon=False, handlelength=1.2
+    )
+
+
+def _what(plan: Plan) -> str:
+    layout, costs = plan.layout, plan.costs
+    return (
+        f"{who(layout)}, S = {layout.staleness}, K = {layout.push_every}, r = {costs.sub_batch_size} of "
+        f"b = {costs.large_batch_size}"
     )
 
 
@@ -116,16 +144,18 @@ def _step_times(axes: Axes, plan: Plan, trial: Trial) -> None:
 
 
 def _waiting(axes: Axes, plan: Plan, trial: Trial) -> None:
-    counts = list(plan.by_selectors)
-    axes.plot(
-        counts, [arm.wait_fraction for arm in plan.by_selectors.values()], "--", color=GREY, label="without jitter"
-    )
-    axes.plot(counts, [arm.wait_fraction for arm in trial.by_selectors.values()], "o-", color=BLUE, label="simulated")
-    here = plan.layout.selectors
-    axes.plot([here], [trial.by_selectors[here].wait_fraction], "o", color=ORANGE, markersize=11, label="this plan")
-    axes.set_ylim(0, None)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xticks(counts)
-    axes.set_xlabel("selector devices")
+    counts, here = list(plan.by_selectors), plan.layout.selectors
+    predicted = [plan.by_selectors[count].wait_fraction for count in counts]
+    simulated = [trial.by_selectors[count].wait_fraction for count in counts]
+    axes.plot(counts, predicted, "--", color=GREY, label="without jitter")
+    axes.plot(counts, simulated, "o-", color=BLUE, label="simulated")
+    axes.plot([here], [simulated[counts.index(here)]], "o", color=ORANGE, markersize=11, label="this plan")
+    axes.set_ylim(0, max(_LEAST_WAIT_SHOWN, 1.15 * max(*predicted, *simulated)))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if len(counts) < counts[-1]:
+        axes.set_xscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set_xlabel("selector devices" + (" of each server" if plan.layout.servers > 1 else ""))
     axes.set_title("What more selector devices give: time that trainers wait", loc="left", fontsize=11)
     axes.legend(frameon=False)

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from shared.timing import Timing
 from train_client.plan.costs import Costs, Layout, Noise
-from train_client.push import MAX_UNDER_WAY
 
+# As in `train_client.push`, which takes seconds to import; a test compares them.
+MAX_UNDER_WAY = 2
 Array = npt.NDArray[np.float64]
 _COLUMNS = (
     "select_began", "select_ended", "train_began", "trained", "free_to_push", "ended", "upload_began", "upload_ended",

@@ -81,7 +81,7 @@ def arm_table(plan: Plan, simulated: Mapping[str, Observed] | None) -> Table:
     """A line for each arm; devices and price are the layout's."""
     floor, large, inline = (plan.arms[name] for name in ("floor", "large_batch", "inline"))
     table = Table(
-        title=_who(plan.layout),
+        title=who(plan.layout),
         caption="Step times are means; hours are those of a training device, for 1,000 steps of one run.",
     )
     for column in ("arm", "step", "× floor", "waits", "set by", "hours", "÷ all b", "÷ inline"):
@@ -156,7 +156,8 @@ def sentences(plan: Plan) -> list[str]:
     return [_pace(plan), _selectors(plan), _price(plan)]
 
 
-def _who(layout: Layout) -> str:
+def who(layout: Layout) -> str:
+    """The devices of a layout in words."""
     each = f"{_count(layout.trainers, 'training device')} " + ("each" if layout.runs > 1 else "")
     servers = f" in each of {layout.servers} servers" if layout.servers > 1 else ""
     runs = f"{layout.runs} runs of " if layout.runs > 1 else ""
