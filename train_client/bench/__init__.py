@@ -1,0 +1,1 @@
+"""Benchmarks of training with a selector: `train-client bench`."""
