@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from shared.cli import add_config_argument, read_config, run_command
+from train_client.bench.arguments import add_arguments as add_bench_arguments
 from train_client.evaluate.arguments import add_arguments as add_evaluate_arguments
 from train_client.experiment.arguments import add_arguments as add_experiment_arguments
 from train_client.plan.arguments import add_arguments as add_plan_arguments
@@ -31,6 +32,9 @@ def main() -> None:
 
     evaluate = commands.add_parser("evaluate", help="exact match on sets of questions; programs run in a sandbox")
     add_evaluate_arguments(evaluate)
+
+    bench = commands.add_parser("bench", help="measure this machine: what selection and pushes cost the trainers")
+    add_bench_arguments(bench)
 
     plan = commands.add_parser("plan", help="what a layout of trainers and selectors will take, before it is paid for")
     add_plan_arguments(plan)
@@ -73,6 +77,12 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     run_evaluate(arguments, rest)
 
 
+def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from train_client.bench.command import run_bench
+
+    run_bench(arguments, rest)
+
+
 def _plan(arguments: argparse.Namespace, _rest: list[str]) -> None:
     from train_client.plan.command import run_plan
 
@@ -90,6 +100,7 @@ _COMMANDS = {
     "demo": _demo,
     "experiment": _experiment,
     "evaluate": _evaluate,
+    "bench": _bench,
     "plan": _plan,
     "report": _report,
 }

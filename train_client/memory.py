@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-from train_client.process import peak_memory
-
-_FORGET_PEAK = "5"
+from train_client.process import forget_peak_memory, peak_memory
 
 
 class PeakMemory:
@@ -40,5 +37,4 @@ class PeakMemory:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text(_FORGET_PEAK)
+            forget_peak_memory("self")

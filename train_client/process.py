@@ -99,8 +99,7 @@ class Command:
 
     def forget_peak_memory(self) -> None:
         """Let `peak_memory` begin anew, where the system lets us."""
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{self._process.pid}/clear_refs").write_text(_FORGET_PEAK)
+        forget_peak_memory(self._process.pid)
 
     def pause(self) -> None:
         """Make it and what it started stand still; returns when it does, or has ended."""
@@ -222,6 +221,12 @@ def peak_memory(pid: int | str) -> int | None:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def forget_peak_memory(pid: int | str) -> None:
+    """Let `peak_memory` begin anew at what a process holds now, where the system lets us."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text(_FORGET_PEAK)
 
 
 def count_lines(path: Path) -> int:
