@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -64,9 +63,9 @@ def _prepare(arguments: argparse.Namespace, _rest: list[str]) -> None:
 
 def _serve(arguments: argparse.Namespace, rest: list[str]) -> None:
     config = read_config(arguments, rest)  # before the seconds that torch takes to import
-    from selector_server.server import serve
+    from selector_server.scale_out.launch import launch
 
-    asyncio.run(serve(config, on_ready=lambda address: print(f"selector-server ready on {address}", flush=True)))
+    launch(config, on_ready=lambda address: print(f"selector-server ready on {address}", flush=True))
 
 
 def _status(arguments: argparse.Namespace, rest: list[str]) -> None:

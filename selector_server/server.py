@@ -20,6 +20,8 @@ from grpc_reflection.v1alpha import reflection
 from selector_server.engine import require_vocabulary
 from selector_server.host import Host
 from selector_server.run_engine import build_engine
+from selector_server.scale_out.engine import TeamEngines, require_same_everywhere
+from selector_server.scale_out.team import Team
 from selector_server.service import SelectorService, TokenInterceptor
 from shared.config import Config, ServerConfig
 from shared.dataset import Store
@@ -37,12 +39,16 @@ _DRAIN_SECONDS = 5.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-async def serve(config: Config, *, on_ready: Callable[[str], None]) -> None:
+async def serve(
+    config: Config, device: torch.device, *, on_ready: Callable[[str], None], team: Team | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT; then finish the selection at hand, so that its journal record is whole.
 
     Args:
         config: The server's, model's and data's branches are used.
+        device: Where this process scores.
         on_ready: Called with `host:port` once runs can be opened.
+        team: Other processes that score, too; they end with this one.
 
     Raises:
         SubbatchError: anything that keeps the server from serving, before a trainer depends on it.
@@ -58,29 +64,32 @@ async def serve(config: Config, *, on_ready: Callable[[str], None]) -> None:
             f"tokenizer of model.path {config.model.path} is {tokenizer}, store {config.data.store} was prepared with "
             f"{store.manifest.tokenizer.fingerprint}: prepare the store with this model's tokenizer"
         )
-    if config.server.threads:
-        torch.set_num_threads(config.server.threads)
     token = read_token(config.server.token_file)
     server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[TokenInterceptor(token)] if token else None)
     address = _bind(server, config.server)
     if config.server.host not in _LOOPBACK and not (token and config.server.tls):
         logger.warning("%s can be reached from other machines: set server.token_file and server.tls", address)
     with _sole_owner(config.server.journal):
-        model = load_base_model(config.model, _device(config.server.device))
+        model = load_base_model(config.model, device)
         require_vocabulary(model, store)
         fingerprints = Fingerprints(store.fingerprint, tokenizer, base_fingerprint(model))
+        if team:
+            require_same_everywhere(team, fingerprints)
         host = Host(
             store,
             fingerprints,
             config.server.journal,
-            build=partial(build_engine, model, store),
+            build=TeamEngines(team, model, store).build if team else partial(build_engine, model, store),
             max_runs=config.server.max_runs,
         )
         service = SelectorService(host, max_weights_bytes=config.server.max_weights_bytes)
         selector_pb2_grpc.add_SelectorServiceServicer_to_server(service, server)
         await _add_standard_services(server)
         await server.start()
-        logger.info("serving %d rows of %d sources on %s", len(store), len(store.source_rows), address)
+        logger.info(
+            "serving %d rows of %d sources on %s, with %d scoring processes",
+            len(store), len(store.source_rows), address, team.size if team else 1,
+        )  # fmt: skip
         on_ready(address)
         scheduler = asyncio.create_task(host.schedule())
         try:
@@ -90,6 +99,8 @@ async def serve(config: Config, *, on_ready: Callable[[str], None]) -> None:
             await scheduler
             await server.stop(_DRAIN_SECONDS)
             host.close()
+        if team:
+            team.close()
     logger.info("stopped")
 
 
@@ -106,17 +117,6 @@ def _bind(server: grpc.aio.Server, config: ServerConfig) -> str:
             "server.port, or 0 for a free one"
         ) from None
     return f"{config.host}:{port}"
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"server.device {name!r} can't be used: {str(error).splitlines()[0]}") from None
-    return device
 
 
 @contextlib.contextmanager

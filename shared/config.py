@@ -101,7 +101,11 @@ class ServerConfig(Branch):
     port: Annotated[int, Field(ge=0, le=65535)] = 50051
     device: str = "auto"
     journal: Path = Path("out/journal")
+    # Of each scoring process; 0 leaves it to torch, and a launcher of several processes gives each one thread.
     threads: Annotated[int, Field(ge=0)] = 0
+    # How long a scoring process may be silent, or at work without getting further, before the server stops.
+    worker_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    # Most runs that are open at a time.
     max_runs: Positive = 16
     max_weights_bytes: Positive = 64 * 2**30
     token_file: Path | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -118,20 +118,28 @@ class Scorer:
 
         Cost: per row one trunk pass, and of the tail what the estimator says; the head at answer tokens alone.
         """
-        placed = None if probes is None else PlacedProbes(probes, self._device)
+        batches = self.micro_batches([len(row.input_ids) for row in rows], selection)
+        found = self.score_batches([[rows[position] for position in batch] for batch in batches], probes, selection)
+        return assemble(batches, found)
+
+    def micro_batches(self, num_tokens: Sequence[int], selection: SelectionConfig) -> list[npt.NDArray[np.int64]]:
+        """Which rows are scored together: positions of each micro-batch, from the lengths of all rows."""
         on_cpu = torch.device(self._device).type == "cpu"
         budget = min(selection.score_tokens, _CPU_TOKENS) if on_cpu else selection.score_tokens
-        found: dict[str, FloatArray] = {}
-        with self._split.quiet():
-            for positions in by_token_budget([len(row.input_ids) for row in rows], budget=budget):
-                part = self._score([rows[position] for position in positions], placed, selection)
-                for name, values in part.items():
-                    array = found.setdefault(name, np.empty((len(rows), *values.shape[1:])))
-                    array[positions] = values.cpu().numpy()
-        finite = np.all([np.isfinite(array.reshape(len(rows), -1)).all(axis=1) for array in found.values()], axis=0)
-        for array in found.values():
-            array[~finite] = np.nan
-        return Scores(**found)
+        return by_token_budget(num_tokens, budget=budget)
+
+    def score_batches(
+        self, batches: Iterable[Sequence[Row]], probes: Probes | None, selection: SelectionConfig
+    ) -> Iterator[dict[str, FloatArray]]:
+        """What is found of micro-batches, one by one: float64 [m, ...] by the names of `Scores`' fields; else `score`.
+
+        What is found of a micro-batch doesn't depend on the others.
+        """
+        placed = None if probes is None else PlacedProbes(probes, self._device)
+        for rows in batches:
+            with self._split.quiet():
+                part = self._score(rows, placed, selection)
+            yield {name: values.cpu().numpy().astype(np.float64) for name, values in part.items()}
 
     def _score(self, rows: Sequence[Row], probes: PlacedProbes | None, selection: SelectionConfig) -> Found:
         data, tail = collate(rows, device=self._device), self._split.tail
@@ -175,6 +183,24 @@ class Scorer:
                 "target_modules, leave layers_to_transform unset, or use gradient_of 'v_projection'"
             )
         return trained
+
+
+def assemble(batches: Sequence[npt.NDArray[np.int64]], found: Iterable[Mapping[str, FloatArray]]) -> Scores:
+    """The scores of a large batch from what was found of its micro-batches, in their order.
+
+    Args:
+        batches: Positions of each micro-batch; together every row once.
+        found: As `Scorer.score_batches` gives it.
+    """
+    b = sum(map(len, batches))
+    arrays: dict[str, FloatArray] = {}
+    for positions, part in zip(batches, found, strict=True):
+        for name, values in part.items():
+            arrays.setdefault(name, np.empty((b, *values.shape[1:])))[positions] = values
+    finite = np.all([np.isfinite(array.reshape(b, -1)).all(axis=1) for array in arrays.values()], axis=0)
+    for array in arrays.values():
+        array[~finite] = np.nan
+    return Scores(**arrays)
 
 
 def _prompt_means(hidden: Tensor, rows: Sequence[Row]) -> Tensor:
