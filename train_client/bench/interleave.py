@@ -18,8 +18,8 @@ from train_client.bench.job import Job
 from train_client.bench.measure import Step, clean_steps
 
 _POLL_S = 0.02
-# Processes that start at a time; more would hold more memory than training does.
-_STARTING = 2
+# Jobs that start at a time: as many as there are cores in the smallest place this runs.
+_AT_A_TIME = 2
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def take_turns(
         if not schedule.restart:
             told(f"starting {len(arms)} arms")
             alive = {name: stack.enter_context(make_job(name, 0)) for name in arms}
-            _get_ready(alive, schedule.warm_up)
+            run_together(list(alive.values()), lambda job: _is_ready(job, schedule.warm_up))
         for number in range(schedule.rounds):
             order = arms if number % 2 == 0 else arms[::-1]
             for name in order:
@@ -113,17 +113,30 @@ def _turn_of(alive: Mapping[str, Job], name: str, make_job: Callable[[str, int],
         yield job
 
 
-def _get_ready(jobs: Mapping[str, Job], steps: int) -> None:
-    """Start all jobs, some at a time, and let each stand still once it has trained so many steps."""
-    waiting, starting = list(jobs.values()), list[Job]()
-    while waiting or starting:
-        while waiting and len(starting) < _STARTING:
-            starting.append(waiting.pop(0))
-            starting[-1].start()
-        for job in list(starting):
-            if job.steps_done >= steps:
-                job.pause()
-                starting.remove(job)
-            elif not job.check():
-                raise SubbatchError(f"{job.arm.name} ended after {job.steps_done} steps, {steps} were asked for")
+def run_together(jobs: Sequence[Job], is_done: Callable[[Job], bool]) -> None:
+    """Start jobs, some at a time, and look at each again and again until it is done.
+
+    Args:
+        jobs: Not started yet; whoever made them ends them.
+        is_done: Says so of a job, and sees to it that it takes no more time then.
+
+    Raises:
+        SubbatchError: a process failed.
+    """
+    waiting, started = list(jobs), list[Job]()
+    while waiting or started:
+        while waiting and len(started) < _AT_A_TIME:
+            started.append(waiting.pop(0))
+            started[-1].start()
+        started = [job for job in started if not is_done(job)]
         time.sleep(_POLL_S)
+
+
+def _is_ready(job: Job, steps: int) -> bool:
+    """Whether a job has trained so many steps; it then stands still."""
+    if job.steps_done < steps:
+        if not job.check():
+            raise SubbatchError(f"{job.arm.name} ended after {job.steps_done} steps, {steps} were asked for")
+        return False
+    job.pause()
+    return True

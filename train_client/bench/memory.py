@@ -9,18 +9,18 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from train_client.bench.arms import FLOOR
 from train_client.bench.devices import Device, Devices
+from train_client.bench.interleave import run_together
 from train_client.bench.job import Job
 from train_client.process import Command, forget_peak_memory, peak_memory
 from train_client.run_config import environment_beside_config
 
 STEPS = 5
-_AT_A_TIME = 2
 _MODULES = {"trainer": "train_client.train", "selector": "selector_server.server"}
 
 
@@ -40,30 +40,37 @@ def measure_peaks(
     Raises:
         SubbatchError: a process failed.
     """
-    first = [name for name in arms if name != FLOOR]
-    last = [name for name in arms if name == FLOOR]
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        bases = list(pool.map(lambda side: _imported(side, devices, logs), _MODULES))
-        baselines = dict(zip(_MODULES, bases, strict=True))
-        found = dict(zip(first, pool.map(lambda name: _peaks(make_job(name), devices, baselines), first), strict=True))
-        found |= {name: _peaks(make_job(name), devices, baselines) for name in last}
+    with ExitStack() as stack:
+        asked = {side: stack.enter_context(_importing(side, devices, logs)) for side in _MODULES}
+        baselines = {side: int(command.first_line()) or None for side, command in asked.items()}
+    found: dict[str, Peaks] = {}
+    begun: set[str] = set()
+
+    def is_done(job: Job) -> bool:
+        name = job.arm.name
+        if name not in begun and job.steps_done:
+            begun.add(name)
+            job.forget_peak_memory()
+        if job.check():
+            return False
+        found[name] = _peaks(job, devices, baselines)
+        job.stop()
+        return True
+
+    for group in ([name for name in arms if name != FLOOR], [name for name in arms if name == FLOOR]):
+        with ExitStack() as stack:
+            run_together([stack.enter_context(make_job(name)) for name in group], is_done)
     return {name: found[name] for name in arms}
 
 
 def _peaks(job: Job, devices: Devices, baselines: Mapping[str, int | None]) -> Peaks:
-    with job:
-        job.start()
-        job.advance(1)
-        job.forget_peak_memory()
-        job.finish()
-        resident = job.selector_memory()
-        held = job.rows()[-1]["selector"]["peak_bytes"] or None
-    return Peaks(
-        trainer=_above(job.facts()["peak_memory_bytes"], devices.trainer, baselines["trainer"]),
-        selector=_above(held if devices.selector.is_gpu else resident, devices.selector, baselines["selector"])
-        if job.arm.served
-        else None,
-    )
+    """Of a job whose trainer has ended and whose server hasn't."""
+    trainer = _above(job.facts()["peak_memory_bytes"], devices.trainer, baselines["trainer"])
+    if not job.arm.served:
+        return Peaks(trainer, None)
+    held = job.rows()[-1]["selector"]["peak_bytes"] or None
+    selector = held if devices.selector.is_gpu else job.selector_memory()
+    return Peaks(trainer, _above(selector, devices.selector, baselines["selector"]))
 
 
 def _above(peak: int | None, device: Device, baseline: int | None) -> int | None:
@@ -72,10 +79,10 @@ def _above(peak: int | None, device: Device, baseline: int | None) -> int | None
     return None if peak is None or baseline is None else peak - baseline
 
 
-def _imported(side: str, devices: Devices, logs: Path) -> int | None:
-    """What a process holds that has imported a side's modules, in bytes."""
+def _importing(side: str, devices: Devices, logs: Path) -> Command:
+    """A process that imports a side's modules and says what it holds then, in bytes."""
     device = devices.trainer if side == "trainer" else devices.selector
-    command = Command(
+    return Command(
         f"the baseline of the {side}'s memory",
         *("-m", __name__, _MODULES[side]),
         log=logs / f"baseline-{side}.log",
@@ -83,8 +90,6 @@ def _imported(side: str, devices: Devices, logs: Path) -> int | None:
         environment=environment_beside_config() | device.environment,
         read_output=True,
     )
-    with command:
-        return int(command.first_line()) or None
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from train_client.bench.results import summarise
 from train_client.bench.tables import print_result
 from train_client.bench.workload import FULL, QUICK, make_workload
 from train_client.experiment.collect import write_json
+from train_client.experiment.plan import portable
 from train_client.machine import machine, versions
 from train_client.process import ending_on_sigterm
 from train_client.run_config import with_values
@@ -108,7 +109,7 @@ def run(options: Options, *, console: Console) -> dict[str, Any]:
         "rounds": schedule.rounds,
         "steps_per_round": schedule.steps,
         "sweep": {_ratio(each): each for each in results} if len(results) > 1 else {},
-        "config": base.model_dump(mode="json"),
+        "config": portable(base, options.out),
         "machine": machine(),
         "versions": versions(),
     }
