@@ -107,6 +107,7 @@ def test_a_benchmarks_costs_are_taken_and_single_ones_can_be_replaced(tmp_path: 
     assert measured == FOUND
     changed = read_settings(None, {"upload_seconds": 0.1, "trainers": 8}).costs(measured)
     assert changed == dataclasses.replace(FOUND, upload_seconds=0.1)
+    assert [read_settings(None, {}).layout(measured=each).trainers for each in (True, False)] == [1, 4]
     with pytest.raises(ConfigError, match="large_batch_size, tflops: costs are measured"):
         read_settings(None, {"tflops": 100, "large_batch_size": 64}).costs(measured)
 

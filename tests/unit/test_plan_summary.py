@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from train_client.plan.observed import observe, uneven_fraction
 from train_client.plan.plan import PLANNED, make_plan
 from train_client.plan.predict import predict, selectors_needed
 from train_client.plan.simulate import Played, simulate
-from train_client.plan.table import duration, sentences, title
+from train_client.plan.table import duration, sentences, title, trial_sentence
 from train_client.plan.trial import simulate_plan
 
 SLOW_UPLOAD = replace(PAPER, upload_seconds=500.0, snapshot_seconds=10.0, load_seconds=20.0)
@@ -113,6 +114,19 @@ def test_sentences_say_what_sets_the_pace_what_would_help_and_what_it_costs(
     text = " ".join(sentences(make_plan(costs, layout)))
     for part in said:
         assert part in text
+
+
+def test_the_last_sentence_says_what_jitter_changes() -> None:
+    plan = make_plan(PAPER, Layout(4, 2))
+    text = trial_sentence(plan, simulate_plan(plan, Noise(jitter=0.1), num_steps=100, seed=0))
+    match = re.search(r"wait ([\d.]+)% of the time, and less than 1% from (\d) devices on; .* waits ([\d.]+)%", text)
+    assert match, text
+    waits, devices, uneven = float(match[1]), int(match[2]), float(match[3])
+    # A quarter without jitter; the slowest rank takes longer than the average one, which leaves less to wait for.
+    assert 20 < waits < 25
+    assert devices in (3, 4)
+    # The largest of four normal deviates is 1.03 deviations above their mean, of training, three quarters of a step.
+    assert uneven == pytest.approx(0.75 * 10.3, abs=1)
 
 
 def test_durations_have_three_digits_and_arms_their_timing() -> None:

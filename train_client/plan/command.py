@@ -17,7 +17,7 @@ from train_client.plan.costs import Costs
 from train_client.plan.measured import measured_costs, predict_measured, read_result
 from train_client.plan.plan import Plan, make_plan
 from train_client.plan.settings import PlanSettings, read_settings
-from train_client.plan.table import arm_table, comparison_table, cost_table, selector_table, sentences
+from train_client.plan.table import arm_table, comparison_table, cost_table, selector_table, sentences, trial_sentence
 
 if TYPE_CHECKING:
     from train_client.plan.trial import Trial
@@ -39,7 +39,7 @@ def run_plan(arguments: argparse.Namespace, console: Console | None = None) -> N
     settings = read_settings(arguments.costs, given(arguments))
     measured = read_result(arguments.measured) if arguments.measured else None
     costs = settings.costs(measured_costs(measured) if measured else None)
-    plan = make_plan(costs, settings.layout())
+    plan = make_plan(costs, settings.layout(measured=measured is not None))
     _make_folder(arguments.out)
     trial = _simulate(plan, settings, arguments.out / PICTURE_FILE) if arguments.simulate else None
     result = _result(settings, plan, trial)
@@ -55,7 +55,7 @@ def run_plan(arguments: argparse.Namespace, console: Console | None = None) -> N
         result["compared"] = {
             name: {"predicted": asdict(arm), "measured": measured["arms"][name]} for name, arm in predicted.items()
         }
-    for sentence in sentences(plan):
+    for sentence in [*sentences(plan), *([trial_sentence(plan, trial)] if trial else [])]:
         console.print(sentence)
     write_json(arguments.out / PLAN_FILE, result)
     console.print(f"{PLAN_FILE}{f' and {PICTURE_FILE} are' if trial else ' is'} in {arguments.out}")

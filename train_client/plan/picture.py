@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ _RANKS_SHOWN = 4
 # What fits across the timeline.
 _CHARACTERS = 150
 _LEAST_WAIT_SHOWN = 0.1
+# How far from the plan's own number of devices another must be for both to be legible.
+_LOG_OF_A_LABEL = 0.2
 _WAIT, _UNEVEN, _OTHERS = "#F2C6B4", "#D5D5D5", "#F6DFB0"
 
 
@@ -102,8 +105,8 @@ def _timeline(axes: Axes, plan: Plan, trial: Trial) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(lanes) - 0.5, -0.6)
     axes.set_xlim(0, end - start)
-    axes.set_xlabel("seconds")
-    axes.set_title(f"{_what(plan)}: steps {first} to {last} of one run", loc="left", fontsize=11)
+    axes.set_xlabel(f"seconds since step {first} of one run began")
+    axes.set_title(_what(plan), loc="left", fontsize=11)
     keys = [
         Patch(color=ORANGE, label="select for this run"),
         *([Patch(color=_OTHERS, label="select for other runs")] if plan.layout.runs_per_server > 1 else []),
@@ -154,7 +157,8 @@ def _waiting(axes: Axes, plan: Plan, trial: Trial) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if len(counts) < counts[-1]:
         axes.set_xscale("log")
-    axes.set_xticks(counts, [str(count) for count in counts])
+    apart = [count for count in counts if count == here or abs(math.log(count / here)) > _LOG_OF_A_LABEL]
+    axes.set_xticks(apart, [str(count) for count in apart])
     axes.minorticks_off()
     axes.set_xlabel("selector devices" + (" of each server" if plan.layout.servers > 1 else ""))
     axes.set_title("What more selector devices give: time that trainers wait", loc="left", fontsize=11)

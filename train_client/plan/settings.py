@@ -27,6 +27,7 @@ else:
 
 Amount = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
+_PAPER_TRAINERS = 4
 _BYTES_PER_WEIGHT = 4  # what is trained is float32
 _PASS = 2e-12  # tera-operations per parameter and token of one pass
 
@@ -68,7 +69,7 @@ class CostSettings(Branch):
 class LayoutSettings(Branch):
     """Who does the work, and what may overlap."""
 
-    trainers: int = Field(4, description="training devices of each run")
+    trainers: int | None = Field(None, description="training devices of each run; 4, or 1 where costs are measured")
     selectors: int = Field(1, description="devices of each selector server, which share every large batch")
     runs: int = Field(1, description="runs that are served")
     servers: int = Field(1, description="selector servers that the runs are dealt to")
@@ -91,13 +92,16 @@ class NoiseSettings(Branch):
 class PlanSettings(CostSettings, LayoutSettings, NoiseSettings):
     """All of it."""
 
-    def layout(self) -> Layout:
-        """Who does the work.
+    def layout(self, *, measured: bool = False) -> Layout:
+        """Who does the work; where costs are measured and nothing else is said, one trainer, as in the benchmark.
 
         Raises:
             ConfigError: a layout that can't be.
         """
-        return Layout(**{key: getattr(self, key) for key in LayoutSettings.model_fields})
+        given = {key: getattr(self, key) for key in LayoutSettings.model_fields}
+        if self.trainers is None:
+            given["trainers"] = 1 if measured else _PAPER_TRAINERS
+        return Layout(**given)
 
     def noise(self) -> Noise:
         """What the simulation adds.

@@ -16,6 +16,7 @@ from train_client.plan.predict import Prediction
 
 if TYPE_CHECKING:
     from train_client.plan.observed import Observed
+    from train_client.plan.trial import Trial
 
 _UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 _COST_TITLES = {
@@ -36,6 +37,8 @@ _TITLES = {
     "inline": "selection inside the trainers",
 }
 _PIECES = tuple(field.name for field in fields(Pieces))
+# Of their time; what trainers wait that wait for jitter alone.
+_HARDLY = 0.01
 _SUBJECTS = {
     "trainers": "The trainers set the pace",
     "selector": "The selector sets the pace",
@@ -156,6 +159,17 @@ def sentences(plan: Plan) -> list[str]:
     return [_pace(plan), _selectors(plan), _price(plan)]
 
 
+def trial_sentence(plan: Plan, trial: Trial) -> str:
+    """What jitter and stragglers change."""
+    seen = trial.by_selectors[plan.layout.selectors]
+    enough = [count for count, each in trial.by_selectors.items() if each.wait_fraction < _HARDLY]
+    devices = f"from {_count(enough[0], 'device')} on" if enough else "with none of these numbers of devices"
+    text = f"Under jitter trainers wait {seen.wait_fraction:.1%} of the time, and less than {_HARDLY:.0%} {devices}"
+    if plan.layout.trainers == 1:
+        return f"{text}."
+    return f"{text}; beside that, an average rank waits {trial.uneven_fraction:.1%} of it for the slowest rank."
+
+
 def who(layout: Layout) -> str:
     """The devices of a layout in words."""
     each = f"{_count(layout.trainers, 'training device')} " + ("each" if layout.runs > 1 else "")
@@ -169,6 +183,8 @@ def _pace(plan: Plan) -> str:
     text = f"{_SUBJECTS[planned.bottleneck]}: {duration(planned.step_seconds)} a step"
     if planned.wait_fraction > 0:
         pieces = " + ".join(f"{name} {duration(planned.pieces[name])}" for name in _PIECES if planned.pieces.get(name))
+        if planned.bottleneck == "selector" and plan.layout.runs_per_server > 1:
+            pieces += f" for {plan.layout.runs_per_server} runs"
         return (
             f"{text} ({pieces}), {planned.step_seconds / planned.busy_seconds - 1:.0%} more than trainers need that "
             f"never wait ({duration(planned.busy_seconds)})."
