@@ -13,8 +13,9 @@ from train_client.plan.costs import Costs, Layout, Noise
 from train_client.plan.observed import observe, uneven_fraction
 from train_client.plan.plan import PLANNED, make_plan
 from train_client.plan.predict import predict, selectors_needed
+from train_client.plan.sentences import sentences, trial_sentence
 from train_client.plan.simulate import Played, simulate
-from train_client.plan.table import duration, sentences, title, trial_sentence
+from train_client.plan.table import duration, title
 from train_client.plan.trial import simulate_plan
 
 SLOW_UPLOAD = replace(PAPER, upload_seconds=500.0, snapshot_seconds=10.0, load_seconds=20.0)

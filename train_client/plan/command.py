@@ -16,8 +16,9 @@ from train_client.plan.arguments import given
 from train_client.plan.costs import Costs
 from train_client.plan.measured import measured_costs, predict_measured, read_result
 from train_client.plan.plan import Plan, make_plan
+from train_client.plan.sentences import sentences, trial_sentence
 from train_client.plan.settings import PlanSettings, read_settings
-from train_client.plan.table import arm_table, comparison_table, cost_table, selector_table, sentences, trial_sentence
+from train_client.plan.table import arm_table, comparison_table, cost_table, selector_table
 
 if TYPE_CHECKING:
     from train_client.plan.trial import Trial

@@ -9,22 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from train_client.demo.canvas import BLUE, DPI, GREY, ORANGE, PURPLE, VERMILION, save
+from train_client.demo.canvas import BLUE, DPI, GREY, ORANGE, VERMILION, save
 from train_client.plan.plan import PLANNED, Plan
 from train_client.plan.table import duration, who
+from train_client.plan.timeline import draw_timeline
 from train_client.plan.trial import Trial
 
-_STEPS_SHOWN = 6
-_RANKS_SHOWN = 4
-# What fits across the timeline.
-_CHARACTERS = 150
 _LEAST_WAIT_SHOWN = 0.1
 # How far from the plan's own number of devices another must be for both to be legible.
 _LOG_OF_A_LABEL = 0.2
-_WAIT, _UNEVEN, _OTHERS = "#F2C6B4", "#D5D5D5", "#F6DFB0"
 
 
 def draw_plan(plan: Plan, trial: Trial, path: Path) -> None:
@@ -33,7 +28,9 @@ def draw_plan(plan: Plan, trial: Trial, path: Path) -> None:
     FigureCanvasAgg(figure)
     figure.suptitle(_headline(plan, trial), x=0.01, ha="left", fontsize=13, fontweight="bold")
     grid = figure.add_gridspec(2, 2, height_ratios=(1.15, 1))
-    _timeline(figure.add_subplot(grid[0, :]), plan, trial)
+    timeline = figure.add_subplot(grid[0, :])
+    draw_timeline(timeline, trial.played, plan.layout)
+    timeline.set_title(_what(plan), loc="left", fontsize=11)
     _step_times(figure.add_subplot(grid[1, 0]), plan, trial)
     _waiting(figure.add_subplot(grid[1, 1]), plan, trial)
     for axes in figure.axes:
@@ -47,77 +44,6 @@ def _headline(plan: Plan, trial: Trial) -> str:
     return (
         f"Trainers wait {planned.wait_fraction:.0%} of the time; a step takes {duration(planned.step_seconds_mean)}, "
         f"{planned.step_seconds_mean / large.step_seconds_mean:.2f} × that of training on all b rows"
-    )
-
-
-def _timeline(axes: Axes, plan: Plan, trial: Trial) -> None:
-    played = trial.played
-    num_steps = played.ended.shape[1]
-    first = num_steps // 2
-    last = min(num_steps - 1, first + _STEPS_SHOWN - 1)
-    start, end = played.began[0, first], played.ended[0, last]
-    ranks = min(_RANKS_SHOWN, plan.layout.trainers)
-    lanes = ["selector", "upload", *(f"rank {rank}" for rank in range(ranks))]
-
-    def bar(lane: int, left: float, right: float, color: str, *texts: str, ink: str = "white") -> None:
-        """One bar, with the first of the texts that fits."""
-        left, right = max(left, start), min(right, end)
-        if right <= left:
-            return
-        axes.barh(lane, right - left, left=left - start, height=0.74, color=color, edgecolor="white", linewidth=0.6)
-        room = (right - left) / (end - start) * _CHARACTERS
-        if text := next((text for text in texts if len(text) + 1 < room), ""):
-            axes.text((left + right) / 2 - start, lane, text, ha="center", va="center", color=ink, fontsize=9)
-
-    for run in range(plan.layout.servers, plan.layout.runs, plan.layout.servers):
-        for left, right in zip(played.select_began[run], played.select_ended[run], strict=True):
-            bar(0, left, right, _OTHERS)
-    for step in range(num_steps):
-        bar(
-            0,
-            played.select_began[0, step],
-            played.select_ended[0, step],
-            ORANGE,
-            f"select {step}",
-            str(step),
-            ink="black",
-        )
-        if not np.isnan(played.upload_began[0, step]):
-            bar(
-                1,
-                played.upload_began[0, step],
-                played.upload_ended[0, step],
-                PURPLE,
-                f"weights {step + 1}",
-                str(step + 1),
-            )
-    for step in range(first, last + 1):
-        for rank in range(ranks):
-            lane = 2 + rank
-            begin = played.train_began[0, step]
-            done = begin + played.rank_seconds[step, rank]
-            bar(lane, played.began[0, step], begin, _WAIT, "wait", ink="black")
-            bar(lane, begin, done, BLUE, f"train {step}", str(step))
-            bar(lane, done, played.trained[0, step], _UNEVEN)
-            bar(lane, played.trained[0, step], played.free_to_push[0, step], _WAIT)
-            bar(lane, played.free_to_push[0, step], played.ended[0, step], "black")
-    axes.set_yticks(range(len(lanes)), lanes)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(lanes) - 0.5, -0.6)
-    axes.set_xlim(0, end - start)
-    axes.set_xlabel(f"seconds since step {first} of one run began")
-    axes.set_title(_what(plan), loc="left", fontsize=11)
-    keys = [
-        Patch(color=ORANGE, label="select for this run"),
-        *([Patch(color=_OTHERS, label="select for other runs")] if plan.layout.runs_per_server > 1 else []),
-        Patch(color=PURPLE, label="upload"),
-        Patch(color=BLUE, label="train"),
-        *([Patch(color=_UNEVEN, label="wait for the slowest rank")] if plan.layout.trainers > 1 else []),
-        Patch(color=_WAIT, label="wait for the selection"),
-        Patch(color="black", label="snapshot"),
-    ]
-    axes.legend(
-        handles=keys, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=len(keys), frameon=False, handlelength=1.2
     )
 
 
