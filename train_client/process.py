@@ -97,6 +97,12 @@ class Command:
         """The most memory the running process has had resident so far, in bytes; None where that can't be told."""
         return peak_memory(self._process.pid)
 
+    def pin(self, cores: Sequence[int]) -> None:
+        """Keep it on these cores from now on, every thread that it has or will have; none given: where it is."""
+        for thread in Path(f"/proc/{self._process.pid}/task").glob("*") if cores else ():
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setaffinity(int(thread.name), cores)
+
     def forget_peak_memory(self) -> None:
         """Let `peak_memory` begin anew, where the system lets us."""
         forget_peak_memory(self._process.pid)

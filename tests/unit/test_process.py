@@ -103,6 +103,18 @@ def test_a_free_port_is_free_and_none_that_outgoing_connections_get(monkeypatch:
             free_port()
 
 
+@pytest.mark.skipif(len(available_cores()) < 2, reason="there is one core to be on")
+def test_a_command_that_runs_can_be_kept_on_a_core(tmp_path: Path) -> None:
+    with Command("sleeper", "-c", SLEEPER, log=tmp_path / "log", read_output=True) as command:
+        assert command.first_line() == "ready\n"
+        (mine,) = (p for p in psutil.Process().children() if SLEEPER in p.cmdline())
+        for core in available_cores()[:2]:
+            command.pin([core])
+            assert {tuple(os.sched_getaffinity(thread.id)) for thread in mine.threads()} == {(core,)}
+        command.pin([])
+        assert mine.cpu_affinity() == [core]
+
+
 def test_a_paused_command_stands_still_until_it_goes_on_and_can_be_stopped(tmp_path: Path) -> None:
     with Command("sleeper", "-c", SLEEPER, log=tmp_path / "log", read_output=True) as command:
         assert command.first_line() == "ready\n"

@@ -92,7 +92,7 @@ def take_turns(
             order = arms if number % 2 == 0 else arms[::-1]
             for name in order:
                 told(f"round {number + 1} of {schedule.rounds}: {name}")
-                with _turn_of(alive, name, make_job, number) as job:
+                with _turn_of(alive, name, make_job, number, warm_up=schedule.warm_up) as job:
                     window = schedule.window(number)
                     job.advance(window.stop + 1)
                     job.pause()
@@ -102,14 +102,18 @@ def take_turns(
 
 
 @contextlib.contextmanager
-def _turn_of(alive: Mapping[str, Job], name: str, make_job: Callable[[str, int], Job], number: int) -> Iterator[Job]:
-    """An arm's job, at work."""
+def _turn_of(
+    alive: Mapping[str, Job], name: str, make_job: Callable[[str, int], Job], number: int, *, warm_up: int
+) -> Iterator[Job]:
+    """An arm's job, at work on the cores of its sides."""
     if name in alive:
         alive[name].resume()
         yield alive[name]
         return
     with make_job(name, number) as job:
         job.start()
+        job.advance(warm_up)
+        job.pin()
         yield job
 
 
@@ -133,10 +137,11 @@ def run_together(jobs: Sequence[Job], is_done: Callable[[Job], bool]) -> None:
 
 
 def _is_ready(job: Job, steps: int) -> bool:
-    """Whether a job has trained so many steps; it then stands still."""
+    """Whether a job has trained so many steps; it is then on its cores and stands still."""
     if job.steps_done < steps:
         if not job.check():
             raise SubbatchError(f"{job.arm.name} ended after {job.steps_done} steps, {steps} were asked for")
         return False
+    job.pin()
     job.pause()
     return True

@@ -71,7 +71,7 @@ class Job:
         return count_lines(self.output / "steps-rank0.jsonl")
 
     def start(self) -> None:
-        """Start both processes."""
+        """Start both processes, on any core: importing takes seconds."""
         self.folder.mkdir(parents=True)
         path = write_config(self.config, self.folder / "run.toml")
         if self.arm.served:
@@ -80,17 +80,15 @@ class Job:
 
     def _start(self, name: str, device: Device, *arguments: object, log: str) -> None:
         environment = environment_beside_config() | device.environment
-        title = f"{name} of {self.arm.name}"
-        self._commands.append(
-            Command(
-                title,
-                *arguments,
-                log=self.folder / log,
-                cores=device.cores,
-                environment=environment,
-                dies_with_us=True,
-            )
-        )
+        title, path = f"{name} of {self.arm.name}", self.folder / log
+        self._commands.append(Command(title, *arguments, log=path, environment=environment, dies_with_us=True))
+
+    def pin(self) -> None:
+        """Keep each process on the cores of its side from now on."""
+        *servers, trainer = self._commands
+        trainer.pin(self._devices.trainer.cores)
+        for server in servers:
+            server.pin(self._devices.selector.cores)
 
     def advance(self, steps: int) -> None:
         """Go on until so many steps have been written down.

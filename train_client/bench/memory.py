@@ -86,7 +86,6 @@ def _importing(side: str, devices: Devices, logs: Path) -> Command:
         f"the baseline of the {side}'s memory",
         *("-m", __name__, _MODULES[side]),
         log=logs / f"baseline-{side}.log",
-        cores=device.cores,
         environment=environment_beside_config() | device.environment,
         read_output=True,
     )

@@ -54,7 +54,7 @@ class Size:
 
 
 FULL = Size(vocab_size=4096, layers=4, width=256, sub_batch_size=16, micro_batch_size=8)
-QUICK = Size(vocab_size=1024, layers=3, width=128, sub_batch_size=16, micro_batch_size=8)
+QUICK = Size(vocab_size=1024, layers=2, width=128, sub_batch_size=16, micro_batch_size=8)
 
 
 def make_workload(folder: Path, size: Size) -> Path:
