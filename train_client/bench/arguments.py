@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     overlap.add_argument("--sweep", metavar="R/B,...", help="ratios of sub-batch to large batch, such as 1/2,1/4,1/8")
     overlap.add_argument("--trainer-device", default="cpu", metavar="DEVICE", help="cpu[:CORE] or cuda[:GPU]")
     overlap.add_argument("--server-device", default="cpu", metavar="DEVICE", help="cpu[:CORE] or cuda[:GPU]")
-    overlap.add_argument("--rounds", type=int, metavar="N", help="turns of every arm (default 7, with --quick 3)")
-    overlap.add_argument("--steps", type=int, metavar="N", help="steps of a turn that count (default 8)")
+    overlap.add_argument("--rounds", type=int, metavar="N", help="turns of every arm (default 7, quick 5)")
+    overlap.add_argument("--steps", type=int, metavar="N", help="steps of a turn that count (default 8, quick 4)")
     overlap.add_argument(
         "--restart", action="store_true", help="start arms anew for every turn: for models that don't fit side by side"
     )

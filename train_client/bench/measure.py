@@ -13,7 +13,7 @@ from shared.errors import DataError
 # Of a selection, in the order in which they follow each other where nothing overlaps.
 PHASES = ("receive", "load", "draw", "score", "pick", "journal", "send")
 _ON_THE_SERVER = ("load", "draw", "score", "pick", "journal")
-_CONFIDENCE = 0.9
+CONFIDENCE = 0.9
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     ordered, count = sorted(values), len(values)
     best = (0, _coverage(count, 0))
     for left_out in range(1, (count + 1) // 2):
-        if (confidence := _coverage(count, left_out)) < _CONFIDENCE:
+        if (confidence := _coverage(count, left_out)) < CONFIDENCE:
             break
         best = (left_out, confidence)
     left_out, confidence = best

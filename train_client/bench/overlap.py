@@ -33,7 +33,9 @@ from train_client.machine import machine, versions
 from train_client.process import ending_on_sigterm
 from train_client.run_config import with_values
 
-_ROUNDS, _QUICK_ROUNDS, _STEPS = 7, 3, 8
+# A turn's steps are a multiple of the largest push_every. Fewer than five rounds have no interval for their median.
+_ROUNDS, _STEPS = 7, 8
+_QUICK_ROUNDS, _QUICK_STEPS = 5, 4
 _WORK = "work"
 
 
@@ -76,9 +78,9 @@ class Options:
         Raises:
             ConfigError: too few to measure anything.
         """
-        default = _QUICK_ROUNDS if self.quick else _ROUNDS
-        rounds = default if self.rounds is None else self.rounds
-        steps = _STEPS if self.steps is None else self.steps
+        default = (_QUICK_ROUNDS, _QUICK_STEPS) if self.quick else (_ROUNDS, _STEPS)
+        rounds = default[0] if self.rounds is None else self.rounds
+        steps = default[1] if self.steps is None else self.steps
         if rounds < 1 or steps < 1:
             raise ConfigError(f"--rounds {rounds} of --steps {steps} measure nothing: give at least 1 of each")
         return Schedule(rounds=rounds, steps=steps, restart=self.restart)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,15 @@ def draw_arms(lines: Mapping[str, Sequence[Mapping[str, Any]]], result: Mapping[
     """
     arms = [name for name in _ORDER if name in lines]
     figures = result["arms"]
-    window = _SHOWN_STEPS * figures[LARGE_BATCH]["step_seconds"]
+    turns = {name: _last_turn(lines[name], steps=result["steps_per_round"], served=ARMS[name].served) for name in arms}
+    longest = _SHOWN_STEPS * figures[LARGE_BATCH]["step_seconds"]
+    window = min(longest, *(max(span.end_s for span in spans) for spans in turns.values()))
     lanes = sum(1 + ARMS[name].served for name in arms)
     figure, axes = new_axes(_headline(result), width=12, height=1.9 + 0.5 * lanes)
     y, ticks = 0.0, []
     for name in arms:
-        spans = _last_turn(lines[name], steps=result["steps_per_round"], window=window, served=ARMS[name].served)
-        top = y
-        _draw_lane(axes, [s for s in spans if s.lane != "selector" or not ARMS[name].served], y, window)
+        spans, top = list(clip(turns[name], 0.0, window)), y
+        _draw_lane(axes, [s for s in spans if s.lane != "selector"], y, window)
         if ARMS[name].served:
             y += _HEIGHT + 0.04
             _draw_lane(axes, [s for s in spans if s.lane == "selector"], y, window)
@@ -73,23 +75,24 @@ def _headline(result: Mapping[str, Any]) -> str:
     )
 
 
-def _last_turn(lines: Sequence[Mapping[str, Any]], *, steps: int, window: float, served: bool) -> list[Span]:
-    """The spans of the last turn's steps, on a clock that starts with one of them."""
+def _last_turn(lines: Sequence[Mapping[str, Any]], *, steps: int, served: bool) -> list[Span]:
+    """What was done in the last turn, on a clock that starts with one of its steps.
+
+    Where the trainer selects, that stands in its push phase, and is for the step that follows.
+    """
     rows = [dict(line) for line in lines[-steps - 2 :]]
-    spans = [span for span in timeline([rows]) if served or _has_selection(rows) or span.lane != "selector"]
+    selects = not served and any(row["selector"]["score_seconds"] > 0 for row in rows)
+    spans = [span for span in timeline([rows]) if served or span.lane != "selector"]
+    if selects:
+        spans = [replace(s, phase="score", step=s.step + 1) if s.phase == "push" else s for s in spans]
     start = next(span.start_s for span in spans if span.lane != "selector" and span.step == rows[1]["step"])
-    return list(clip(spans, start, start + window))
-
-
-def _has_selection(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(row["selector"]["score_seconds"] > 0 for row in rows)
+    return [replace(span, start_s=span.start_s - start, end_s=span.end_s - start) for span in spans]
 
 
 def _draw_lane(axes: Axes, spans: Sequence[Span], top: float, window: float) -> None:
-    """A lane's phases, selection over what it happens in, and the number of each step over its longest phase."""
-    ordered = sorted(spans, key=lambda span: span.lane == "selector")
-    for span in ordered:
-        color = _SELECTING if span.lane == "selector" else TRAINING_COLORS[span.phase]
+    """A lane's phases, and the number of each step over its longest."""
+    for span in spans:
+        color = _SELECTING if span.phase in SELECTION_COLORS else TRAINING_COLORS[span.phase]
         width = span.end_s - span.start_s
         axes.add_patch(Rectangle((span.start_s, top), width, _HEIGHT, color=color, linewidth=0))
         if span.phase in ("train", "score") and width > 0.02 * window:

@@ -13,7 +13,16 @@ from typing import Any
 
 from train_client.bench.arms import ARMS, DEFAULT, FLOOR, INLINE, LARGE_BATCH
 from train_client.bench.interleave import Turns
-from train_client.bench.measure import PHASES, Estimate, Step, estimate, mean_of, quantile, selection_seconds
+from train_client.bench.measure import (
+    CONFIDENCE,
+    PHASES,
+    Estimate,
+    Step,
+    estimate,
+    mean_of,
+    quantile,
+    selection_seconds,
+)
 from train_client.bench.memory import Peaks
 from train_client.plan.costs import Costs
 from train_client.plan.measured import predict_measured
@@ -110,8 +119,15 @@ def _bound(
         "counts_push": counts_push,
         "allowed_seconds": statistics.median(allowed),
         "ratio": asdict(ratio),
-        "verdict": "holds" if ratio.high <= LIMIT else "fails" if ratio.low > LIMIT else "open",
+        "verdict": _verdict(ratio),
     }
+
+
+def _verdict(ratio: Estimate) -> str:
+    """Whether a ratio is within the limit, as far as its rounds can tell."""
+    if ratio.confidence < CONFIDENCE:
+        return "open"
+    return "holds" if ratio.high <= LIMIT else "fails" if ratio.low > LIMIT else "open"
 
 
 def _memory(peaks: Mapping[str, Peaks]) -> dict[str, float | None]:

@@ -57,7 +57,7 @@ def arms_table(result: Mapping[str, Any]) -> Table:
 def phases_table(result: Mapping[str, Any]) -> Table:
     """What a selection is made of."""
     total = result["selector_seconds"]
-    table = Table(title=f"A selection takes {total:.3f} s while the trainer trains (medians of rounds)")
+    table = Table(title=f"A selection takes {total:.3f} s of the selector while the trainer trains")
     for phase in result["selector_phases"]:
         table.add_column(phase, justify="right")
     table.add_row(*(f"{seconds * 1000:.1f} ms" for seconds in result["selector_phases"].values()))
