@@ -57,7 +57,7 @@ class StepReport:
         wait_seconds: How long the training thread stood still because the selection hadn't arrived.
         prepare_seconds: And because padding and copying weren't done, which happens in the background with a server.
         train_seconds: Forward and backward, up to the optimizer's step.
-        optimizer_seconds: The optimizer's step.
+        optimizer_seconds: The optimizer's step; on a GPU, asking for it.
         push_seconds: Snapshot of the weights, which are pushed in the background (on a GPU, asking for it); selecting,
             where that is inline.
         selector: The selector's own phase times of this step's selection.
