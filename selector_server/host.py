@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from selector_server.agreement import require_same_fingerprints
 from selector_server.engine import SelectionEngine
+from selector_server.hosted_run import HostedRun
 from selector_server.journal import Journal
 from selector_server.run import Run
 from selector_server.run_engine import BuildEngine, select_step
@@ -41,19 +42,6 @@ T = TypeVar("T")
 async def _to_the_end(section: Coroutine[Any, Any, T]) -> T:
     """Run a section to its end even if the call that began it is cancelled: its disk thread can't be."""
     return await asyncio.shield(asyncio.create_task(section))
-
-
-class HostedRun:
-    """A run with what serving it takes: its lock, its listeners, and its engine once it is needed."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.lock = asyncio.Lock()
-        self.changed = asyncio.Condition()
-        self.revision = 0
-        self.engine: SelectionEngine | None = None
-        self.journal_seconds: dict[int, float] = {}
-        self.receive_seconds: dict[int, float] = {}
 
 
 class Host:
@@ -134,7 +122,9 @@ class Host:
                 f"selection.large_batch_size {info.selection.large_batch_size} is larger than the data, {num_rows} "
                 "rows: lower it, or prepare a larger store"
             )
+        self._require_room(info.name)  # before an engine is built for nothing
         engine = await self._in_worker(self._build, info)
+        self._require_room(info.name)
         hosted = self._runs.get(info.name) or self._add(info.name)
 
         async def locked() -> list[int]:
@@ -174,14 +164,23 @@ class Host:
             raise
         self._runs[info.name] = hosted
         hosted.engine = engine
+        hosted.opened()
         return missing
 
-    def _add(self, name: str) -> HostedRun:
-        open_runs = [n for n, hosted in self._runs.items() if not hosted.run.closed]
-        if len(open_runs) >= self._max_runs:
+    def _require_room(self, name: str) -> None:
+        """Refuse to have one more run open than `max_runs`; a run that is open already takes no more room.
+
+        Raises:
+            ConfigError: the server is full.
+        """
+        others = sorted(n for n, hosted in self._runs.items() if not hosted.run.closed and n != name)
+        if len(others) >= self._max_runs:
             raise ConfigError(
-                f"this server has {len(open_runs)} open runs, server.max_runs is {self._max_runs}: raise it"
+                f"run {name!r} finds no room: server.max_runs is {self._max_runs}, and open are {', '.join(others)}: "
+                "let one of them end, raise server.max_runs, or use another server"
             )
+
+    def _add(self, name: str) -> HostedRun:
         hosted = HostedRun(Run(Journal(self._folder / name)))
         self._runs[name] = hosted
         return hosted
@@ -244,8 +243,7 @@ class Host:
         await self.notify(hosted)
 
     async def schedule(self) -> None:
-        """Select for whichever run can go on, taking turns, until `stop`."""
-        turn = 0
+        """Select for the runs that can go on, first for whose trainer would be the first to wait, until `stop`."""
         while not self._stopping:
             self._wake.clear()
             # A run whose lock is taken is changing, and notifies when it is done.
@@ -254,8 +252,7 @@ class Host:
             if not ready:
                 await self._wake.wait()
                 continue
-            turn += 1
-            await self._select_next(ready[turn % len(ready)])
+            await self._select_next(min(ready, key=lambda hosted: hosted.deadline))
 
     async def _select_next(self, hosted: HostedRun) -> None:
         """Compute and publish one selection; a run that was opened again meanwhile gets nothing from this."""
@@ -271,6 +268,7 @@ class Host:
                 clock = time.perf_counter()
                 await asyncio.to_thread(run.add_selection, message)
                 hosted.journal_seconds[step] = time.perf_counter() - clock
+                hosted.selected(step)
         except SubbatchError as error:
             self._fail(hosted, incarnation, error)
         except Exception as error:  # a bug or a device error: the trainers must hear of it, and other runs go on

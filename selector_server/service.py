@@ -13,7 +13,8 @@ from typing import Any
 
 import grpc
 
-from selector_server.host import Host, HostedRun
+from selector_server.host import Host
+from selector_server.hosted_run import HostedRun
 from shared.convert import run_from_pb
 from shared.errors import SubbatchError, UnauthenticatedError, WeightsError, WireError, to_status
 from shared.pb.v1 import selector_pb2 as pb
@@ -152,7 +153,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         """Note a rank's progress."""
         hosted = self._host.get(request.run)
         hosted.run.require_incarnation(request.incarnation)
-        hosted.run.report_progress(request.rank, request.completed)
+        hosted.report(request.rank, request.completed)
         await self._host.notify(hosted)
         return pb.ReportProgressReply()
 

@@ -1,20 +1,18 @@
 """`selector-server` whose second process can't score for the run that is called `bad`."""
 
-import os
-
 from selector_server.__main__ import main
-from selector_server.scale_out.engine import ShareEngine
+from selector_server.scale_out.worker import Worker
 
-_score_batches = ShareEngine.score_batches
+_score = Worker._score
 
 
-def score_batches(self, batches, probes):
-    if self._run == "bad" and os.environ["RANK"] == "1":
+def score(self, command):
+    if self._engines[command["engine"]][1].name == "bad":
         raise ValueError("no luck")
-    return _score_batches(self, batches, probes)
+    return _score(self, command)
 
 
-ShareEngine.score_batches = score_batches
+Worker._score = score
 
 if __name__ == "__main__":
     main()

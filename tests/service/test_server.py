@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from selector_server.journal import Journal
-from shared.config import ClientConfig, TlsConfig
+from selector_server.run_engine import build_engine
+from shared.config import ClientConfig, ModelConfig, TlsConfig
+from shared.dataset import Store
 from shared.errors import (
     ConfigError,
     CursorError,
@@ -30,6 +33,7 @@ from shared.errors import (
     UnavailableError,
     WeightsError,
 )
+from shared.model import load_base_model
 from shared.records import Fingerprints
 from shared.sampler import draw_large_batch
 from shared.selection_config import PRESETS
@@ -300,6 +304,57 @@ def test_two_runs_on_one_server_get_what_they_get_alone(
                     lone.push(step + 1, encode_weights(job.weights(step + 1 + 100 * (name == "b"))))
                 lone.report(step + 1)
             lone.close()
+
+
+def test_whose_trainer_has_waited_longest_is_selected_for_first(server: LiveServer, job: Job) -> None:
+    names = ["c", "b", "a", "at-hand"]
+    clients = {name: connect(server, name) for name in names}
+    incarnations = {
+        name: client.open_run(job.info(name), cursor=0, restart=False)[0] for name, client in clients.items()
+    }
+    may_go_on = threading.Event()
+    held = asyncio.run_coroutine_threadsafe(server.host._in_worker(may_go_on.wait), server._loop)
+    for name in reversed(names):
+        clients[name].push(0, encode_weights(job.weights(0)))
+    may_go_on.set()
+    assert held.result(30)
+    began = {}
+    for name, client in clients.items():
+        client.attach(incarnations[name], from_step=0, num_steps=6)
+        began[name] = client.selection(0).times.started_unix_ns
+        client.close()
+    assert sorted(names, key=began.__getitem__) == ["at-hand", "c", "b", "a"]
+
+
+def test_a_full_server_refuses_one_more_run_until_another_has_ended(world: World, tmp_path: Path) -> None:
+    with LiveServer(world, tmp_path / "journal", max_runs=1) as server:
+        job = Job(world, server.fingerprints)
+        first, second = connect(server, "first"), connect(server, "second")
+        first.open_run(job.info("first"), cursor=0, restart=False)
+        with pytest.raises(ConfigError, match=r"server.max_runs is 1, and open are first"):
+            second.open_run(job.info("second"), cursor=0, restart=False)
+        first.open_run(job.info("first"), cursor=0, restart=True)  # which takes no more room
+        first.close_run()
+        second.open_run(job.info("second"), cursor=0, restart=False)
+        with pytest.raises(ConfigError, match=r"open are second"):
+            first.open_run(job.info("first"), cursor=0, restart=True)
+        for client in (first, second):
+            client.close()
+
+
+def test_runs_with_adapters_share_the_base(world: World) -> None:
+    base = load_base_model(ModelConfig(path=str(world.model)), torch.device("cpu"))
+    store = Store.open(world.store)
+    info = Job(world, Fingerprints("", "", {})).info()
+    engines = [build_engine(base, store, info) for _ in range(2)]
+    own = {parameter.data_ptr() for parameter in base.parameters()}
+    theirs = [{p.data_ptr() for p in engine._model.parameters()} for engine in engines]
+    assert own < theirs[0]
+    assert theirs[0] & theirs[1] == own
+    adapter = sum(prod(spec.shape) for spec in info.trainable)
+    for engine, pointers in zip(engines, theirs, strict=True):
+        added = (p.numel() for p in engine._model.parameters() if p.data_ptr() in pointers - own)
+        assert sum(added) == adapter
 
 
 def test_a_missing_or_wrong_token_is_refused_and_health_needs_none(world: World, tmp_path: Path) -> None:
