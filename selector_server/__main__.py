@@ -6,9 +6,13 @@ import argparse
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared.cli import add_config_argument, read_config, run_command
 from shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Tables that go to a file or a pipe have no terminal to fit into.
 _FILE_WIDTH = 132
@@ -32,6 +36,20 @@ def main() -> None:
 
     status = commands.add_parser("status", help="show what a running server is doing")
     add_config_argument(status)
+
+    journal = commands.add_parser("journal", help="list, verify or export the runs in a journal folder")
+    journal.add_argument("action", choices=["list", "verify", "export"])
+    journal.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
+    journal.add_argument("--out", type=Path, metavar="FILE", help="export: the Parquet file, a line per picked row")
+    add_config_argument(journal)
+
+    replay = commands.add_parser("replay", help="compute a run's selections again and compare them, offline")
+    replay.add_argument("run", metavar="RUN", help="its name")
+    replay.add_argument("--from-step", type=int, default=0, metavar="N", help="first step (default %(default)s)")
+    replay.add_argument("--to-step", type=int, metavar="M", help="last step (default: the last that is selected)")
+    replay.add_argument("--rescore", action="store_true", help="score again, too, where the weights are kept")
+    replay.add_argument("--json", action="store_true", help="print JSON, with every step")
+    add_config_argument(replay)
 
     bench = commands.add_parser("bench", help="measure this machine: speed, or how well sub-batches match")
     bench.add_argument("name", choices=["scoring", "facility-location", "gradient-match"])
@@ -76,9 +94,28 @@ def _status(arguments: argparse.Namespace, rest: list[str]) -> None:
     Console().print(status_table(read_config(arguments, rest).client))
 
 
-def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from rich.console import Console
+def _journal(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from selector_server.journal.command import run_journal
 
+    folder = read_config(arguments, rest).server.journal
+    run_journal(arguments.action, folder, arguments.runs, arguments.out, _console())
+
+
+def _replay(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from selector_server.replay.command import run_replay
+
+    run_replay(
+        arguments.run,
+        read_config(arguments, rest),
+        from_step=arguments.from_step,
+        to_step=arguments.to_step,
+        rescore=arguments.rescore,
+        as_json=arguments.json,
+        console=_console(),
+    )
+
+
+def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
     from selector_server.bench.paired import make_folder
 
     on_own_model = arguments.config is not None or rest
@@ -89,14 +126,26 @@ def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
     config = {"config": read_config(arguments, rest)} if on_own_model else {}
     module = import_module(f"selector_server.bench.{arguments.name.replace('-', '_')}")
     make_folder(arguments.out)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_FILE_WIDTH)
+    console = _console()
     module.run(out=arguments.out, quick=arguments.quick, console=console, **config)
     console.print(f"result.json and the picture are in {arguments.out}")
 
 
-_COMMANDS = {"prepare": _prepare, "serve": _serve, "status": _status, "bench": _bench}
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_FILE_WIDTH)
+
+
+_COMMANDS = {
+    "prepare": _prepare,
+    "serve": _serve,
+    "status": _status,
+    "journal": _journal,
+    "replay": _replay,
+    "bench": _bench,
+}
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,14 @@ class Host:
     """The runs of one server."""
 
     def __init__(
-        self, store: Store, fingerprints: Fingerprints, folder: Path, *, build: BuildEngine, max_runs: int
+        self,
+        store: Store,
+        fingerprints: Fingerprints,
+        folder: Path,
+        *,
+        build: BuildEngine,
+        max_runs: int,
+        open_journal: Callable[[Path], Journal] = Journal,
     ) -> None:
         """Take up every run whose journal is in `folder`; a damaged one is logged, and refused when it is opened.
 
@@ -58,9 +65,10 @@ class Host:
             folder: Holds a journal for each run.
             build: Makes the engine of a run; it and its engines are used in the worker thread alone.
             max_runs: Most runs that may be open at a time.
+            open_journal: Opens the journal in a run's folder.
         """
         self._store, self._fingerprints, self._folder = store, fingerprints, folder
-        self._build, self._max_runs = build, max_runs
+        self._build, self._max_runs, self._open_journal = build, max_runs, open_journal
         self._runs: dict[str, HostedRun] = {}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="selector")
         self._wake = asyncio.Event()
@@ -71,7 +79,7 @@ class Host:
 
     def _resume(self, path: Path) -> None:
         try:
-            run = Run(Journal(path))
+            run = Run(self._open_journal(path))
         except SubbatchError as error:
             logger.error("run %s can't be resumed: %s", path.name, error)
             return
@@ -181,7 +189,7 @@ class Host:
             )
 
     def _add(self, name: str) -> HostedRun:
-        hosted = HostedRun(Run(Journal(self._folder / name)))
+        hosted = HostedRun(Run(self._open_journal(self._folder / name)))
         self._runs[name] = hosted
         return hosted
 
@@ -260,13 +268,13 @@ class Host:
         incarnation, step = run.incarnation, run.next_step
         try:
             select = partial(select_step, build=self._build)
-            engine, message = await self._in_worker(select, run, hosted.engine, step)
+            engine, message, scores = await self._in_worker(select, run, hosted.engine, step)
             async with hosted.lock:
                 if run.incarnation != incarnation or run.closed:
                     return
                 hosted.engine = engine
                 clock = time.perf_counter()
-                await asyncio.to_thread(run.add_selection, message)
+                await asyncio.to_thread(run.add_selection, message, scores)
                 hosted.journal_seconds[step] = time.perf_counter() - clock
                 hosted.selected(step)
         except SubbatchError as error:

@@ -7,14 +7,14 @@ model: `host.py` calls it from one thread at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
 
 from selector_server.agreement import require_same
 from selector_server.journal import Journal
-from shared.convert import run_from_pb, run_to_pb
+from selector_server.run_state import RunState, is_base
+from shared.convert import run_to_pb
 from shared.errors import (
     CursorError,
-    JournalError,
     RunExistsError,
     RunNotFoundError,
     StaleIncarnationError,
@@ -28,40 +28,19 @@ from shared.records import RunInfo
 _NO_END = 2**62
 
 
-@dataclass(frozen=True)
-class StoredWeights:
-    """A version that was accepted: its content hash, and the incarnation that pushed it."""
+class Run(RunState):
+    """The state of one run, and what may be done to it."""
 
-    sha256: str
-    incarnation: int
-
-
-class Run:
-    """The state of one run. `info` and `incarnation` exist from the first opening on."""
-
-    info: RunInfo
+    journal: Journal
 
     def __init__(self, journal: Journal) -> None:
         """Replay a journal.
 
         Raises:
-            JournalError: the journal is damaged.
+            JournalError: the journal is damaged, or its chain of selections is broken.
         """
-        self.journal = journal
-        self.incarnation = 0
-        self.closed = False
+        super().__init__(journal)
         self.failure: SubbatchError | None = None
-        self.completed: dict[int, int] = {}
-        self._open_id = ""
-        self._past_open_ids: set[str] = set()
-        # By incarnation, the newest version of what came before that it went on from.
-        self._branch_ends: dict[int, int] = {}
-        self._cursor = 0
-        self._next_step = 0
-        self._selections: dict[int, int] = {}
-        self._weights: dict[int, StoredWeights] = {}
-        for offset, record in journal.records():
-            self._apply(record, offset)
 
     # ---- opening
 
@@ -104,7 +83,7 @@ class Run:
             require_same(self.info, info)
         kept = min(cursor, self._branch_end(checkpoint_incarnation))
         if not exists or restart:
-            lost = [v for v in info.timing.versions_needed(cursor) if v < cursor and not _is_base(info, v)]
+            lost = [v for v in info.timing.versions_needed(cursor) if v < cursor and not is_base(info, v)]
         else:
             lost = [v for v in self._missing(cursor, kept=kept) if v < cursor]
         if info.selection.keeps_history and cursor > 0 and not self._keeps_selection(cursor - 1, kept=kept):
@@ -156,11 +135,6 @@ class Run:
 
     # ---- selections
 
-    @property
-    def next_step(self) -> int:
-        """The first step at or past the cursor that has no selection."""
-        return self._next_step
-
     def selectable_step(self) -> int | None:
         """The step to select now, or None where the run is closed, done, failed, far enough ahead or lacks weights."""
         return None if self.waits_for() else self._next_step
@@ -184,36 +158,20 @@ class Run:
             return f"weights version {version} from the trainer, for step {step}"
         return ""
 
-    def has_selection(self, step: int) -> bool:
-        """Whether a step has been selected."""
-        return step in self._selections
+    def add_selection(self, message: selector_pb2.SelectionMessage, scores: bytes = b"") -> None:
+        """Make the selection of the next step durable, chained to that before it; it never changes afterwards.
 
-    def selection(self, step: int) -> selector_pb2.SelectionMessage:
-        """The journalled selection of a step.
-
-        Raises:
-            JournalError: the journal no longer holds what it held.
+        Args:
+            message: The selection.
+            scores: What it was picked from, where that is to be kept.
         """
-        record = self.journal.read(self._selections[step])
-        if record.WhichOneof("kind") != "selection" or record.selection.step != step:
-            raise JournalError(f"journal {self.journal.folder} doesn't hold the selection of step {step} where it was")
-        return record.selection
-
-    def history(self, step: int) -> bytes:
-        """What the selection of `step` needs of the steps before it; empty where it needs nothing.
-
-        Raises:
-            JournalError: the journal no longer holds what it held.
-        """
-        if step == 0 or not self.info.selection.keeps_history:
-            return b""
-        return self.selection(step - 1).history
-
-    def add_selection(self, message: selector_pb2.SelectionMessage) -> None:
-        """Make the selection of the next step durable; it never changes afterwards."""
         if message.step != self._next_step:
             raise WireError(f"run {self.info.name!r} expects step {self._next_step}, got {message.step}")
-        self._commit(journal_pb2.JournalRecord(selection=message))
+        message.scores_sha256 = hashlib.sha256(scores).digest() if scores else b""
+        stored = self.stored_weights(message.weights_version)
+        message.weights_sha256 = stored.sha256 if stored else ""
+        message.chain = self._link(message)
+        self._commit(journal_pb2.JournalRecord(selection=message), scores)
         self._drop_unneeded_weights()
 
     # ---- weights
@@ -222,11 +180,6 @@ class Run:
     def weights_versions(self) -> list[int]:
         """The versions whose weights are still stored."""
         return sorted(self._needed_weights())
-
-    def weights(self, version: int) -> bytes | None:
-        """The payload of a stored version; None for the base model itself."""
-        stored = self._weights.get(version)
-        return None if stored is None else self.journal.read_weights(version, stored.sha256)
 
     def is_known(self, version: int, sha256: str) -> bool:
         """Whether these very weights were accepted already, so that a re-send is harmless.
@@ -272,49 +225,13 @@ class Run:
             raise WireError(f"run {self.info.name!r} has {self.info.timing.num_steps} steps, got {completed} completed")
         self.completed[rank] = max(self.completed[rank], completed)
 
-    # ---- the journal's records, live and at replay
-
-    def _commit(self, record: journal_pb2.JournalRecord) -> None:
-        self._apply(record, self.journal.append(record))
-
-    def _apply(self, record: journal_pb2.JournalRecord, offset: int) -> None:
-        match record.WhichOneof("kind"):
-            case "opened":
-                self._apply_opened(record.opened)
-            case "selection":
-                self._selections[record.selection.step] = offset
-                self._advance()
-            case "weights":
-                self._weights[record.weights.version] = StoredWeights(record.weights.sha256, record.weights.incarnation)
-            case "closed":
-                self.closed = True
-            case kind:
-                raise JournalError(f"journal {self.journal.folder} holds a record of kind {kind}, which is not known")
-
-    def _apply_opened(self, opened: journal_pb2.Opened) -> None:
-        self.info = run_from_pb(opened.run)
-        if self._open_id:
-            self._past_open_ids.add(self._open_id)
-        self.incarnation, self._open_id, self._cursor = opened.incarnation, opened.open_id, opened.cursor
-        self.closed = False
-        self.completed = dict.fromkeys(range(self.info.world_size), opened.cursor)
-        if opened.restarted:
-            self._selections, self._weights = {}, {}
-        kept, timing = opened.kept_version, self.info.timing
-        self._branch_ends[opened.incarnation] = -1 if opened.restarted else kept
-        self._selections = {t: at for t, at in self._selections.items() if timing.weights_version(t) <= kept}
-        self._weights = {v: stored for v, stored in self._weights.items() if v <= kept}
-        self._next_step = opened.cursor
-        self._advance()
-
-    def _advance(self) -> None:
-        while self._next_step in self._selections:
-            self._next_step += 1
+    def _commit(self, record: journal_pb2.JournalRecord, attachment: bytes = b"") -> None:
+        self._apply(record, self.journal.append(record, attachment))
 
     # ---- which weights matter
 
     def _has(self, version: int) -> bool:
-        return not self.info.timing.scores or _is_base(self.info, version) or version in self._weights
+        return not self.info.timing.scores or is_base(self.info, version) or version in self._weights
 
     def _missing(self, cursor: int, *, kept: int) -> list[int]:
         """Versions that a step at or past `cursor` still needs and that aren't here, or aren't kept."""
@@ -335,7 +252,7 @@ class Run:
 
     def _has_payload(self, version: int) -> bool:
         stored = self._weights.get(version)
-        return _is_base(self.info, version) or (stored is not None and self.journal.has_weights(version, stored.sha256))
+        return is_base(self.info, version) or (stored is not None and self.journal.has_weights(version, stored.sha256))
 
     def _keeps_selection(self, step: int, *, kept: int) -> bool:
         """Whether the selection of a step is here and used no weights newer than `kept`."""
@@ -347,7 +264,7 @@ class Run:
 
     def _expected_version(self) -> int:
         version = self.info.timing.weights_version(self._next_step)
-        while _is_base(self.info, version) or (version in self._weights and not self._is_lost(version)):
+        while is_base(self.info, version) or (version in self._weights and not self._is_lost(version)):
             version += self.info.timing.push_every
         return version
 
@@ -360,9 +277,7 @@ class Run:
         return {v: self._weights[v].sha256 for v in stored if v in self._weights}
 
     def _drop_unneeded_weights(self) -> None:
-        self.journal.keep_weights(self._needed_weights())
-
-
-def _is_base(info: RunInfo, version: int) -> bool:
-    """Whether a version is the base model itself, which nobody needs to push."""
-    return version == 0 and not info.adapter_json
+        needed = self._needed_weights()
+        past = sorted(version for version in self._weights if version not in needed)
+        retained = past[max(0, len(past) - self.journal.retain_weights) :]
+        self.journal.keep_weights(needed | {version: self._weights[version].sha256 for version in retained})

@@ -75,8 +75,11 @@ def model_of(base: Any, info: RunInfo) -> Any:
 
 def select_step(
     run: Run, engine: SelectionEngine | None, step: int, *, build: BuildEngine
-) -> tuple[SelectionEngine, pb.SelectionMessage]:
+) -> tuple[SelectionEngine, pb.SelectionMessage, bytes]:
     """Load the weights of w(step) and select, with a new engine where there is none.
+
+    Returns:
+        The engine, the selection, and what it was picked from where the journal keeps that; else empty.
 
     Raises:
         SubbatchError: scoring or picking failed, or the journal no longer holds what it held.
@@ -103,4 +106,5 @@ def select_step(
         times=times_to_pb(times),
         history=selected.history,
     )
-    return engine, message
+    kept = selected.kept if run.journal.keep_scores else None
+    return engine, message, kept.to_bytes() if kept else b""

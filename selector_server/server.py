@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from selector_server.engine import require_vocabulary
 from selector_server.host import Host
+from selector_server.journal import Journal
 from selector_server.run_engine import build_engine
 from selector_server.scale_out.engine import TeamEngines, require_same_everywhere
 from selector_server.scale_out.team import Team
@@ -81,6 +82,9 @@ async def serve(
             config.server.journal,
             build=TeamEngines(team, model, store).build if team else partial(build_engine, model, store),
             max_runs=config.server.max_runs,
+            open_journal=partial(
+                Journal, keep_scores=config.server.keep_scores, retain_weights=config.server.retain_weights
+            ),
         )
         service = SelectorService(host, max_weights_bytes=config.server.max_weights_bytes)
         selector_pb2_grpc.add_SelectorServiceServicer_to_server(service, server)

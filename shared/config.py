@@ -103,6 +103,11 @@ class ServerConfig(Branch):
     journal: Path = Path("out/journal")
     # Of each scoring process; 0 leaves it to torch, and a launcher of several processes gives each one thread.
     threads: Annotated[int, Field(ge=0)] = 0
+    # Keep what every selection was picked from beside it, so that `selector-server replay` can pick again: a few KiB a
+    # step, with exact gradients of the last blocks 4 bytes × large_batch_size × sketch_size.
+    keep_scores: bool = True
+    # Of the weights that no step needs any more, how many of the newest stay on disk, for `replay --rescore`.
+    retain_weights: Annotated[int, Field(ge=0)] = 0
     # How long a scoring process may be silent, or at work without getting further, before the server stops.
     worker_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     # Most runs that are open at a time.

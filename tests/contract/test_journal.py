@@ -20,7 +20,7 @@ from shared.pb.v1 import journal_pb2 as pb
 from shared.pb.v1 import selector_pb2
 from shared.weights import content_hash
 
-HEAD = 12  # "SBJ1", length, CRC-32
+HEAD = 24  # "SBJ2", two lengths, two CRC-32, and that of these
 
 
 def a_record(step: int, size: int = 40) -> pb.JournalRecord:
@@ -48,11 +48,13 @@ def frames_by_hand(data: bytes) -> list[pb.JournalRecord]:
     """The file read as proto/shared/pb/v1/journal.proto describes it, by other code than the journal's."""
     records = []
     while data:
-        magic, length, crc = struct.unpack("<4sII", data[:HEAD])
-        payload, data = data[HEAD : HEAD + length], data[HEAD + length :]
-        assert magic == b"SBJ1"
-        assert len(payload) == length
-        assert zlib.crc32(payload) == crc
+        magic, length, attached, crc, attached_crc, head_crc = struct.unpack("<4sIIIII", data[:HEAD])
+        payload, attachment = data[HEAD : HEAD + length], data[HEAD + length : HEAD + length + attached]
+        assert magic == b"SBJ2"
+        assert zlib.crc32(data[:20]) == head_crc
+        assert (len(payload), len(attachment)) == (length, attached)
+        assert (zlib.crc32(payload), zlib.crc32(attachment)) == (crc, attached_crc)
+        data = data[HEAD + length + attached :]
         records.append(pb.JournalRecord.FromString(payload))
     return records
 
@@ -182,7 +184,7 @@ def test_damage_that_spans_records_is_found_by_an_intact_one_behind_them(tmp_pat
 def test_a_record_may_hold_what_looks_like_the_beginning_of_another(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     record = a_record(0)
-    record.selection.arrow = b"SBJ1" * 20 + struct.pack("<4sII", b"SBJ1", 5, 0) + b"hello"
+    record.selection.arrow = b"SBJ2" * 20 + struct.pack("<4sIIIII", b"SBJ2", 5, 0, 0, 0, 0) + b"hello"
     journal.append(record)
     data = (tmp_path / "journal.bin").read_bytes()
     assert steps(tmp_path) == [0]
@@ -299,7 +301,7 @@ def test_a_disk_that_refuses_even_the_repair_is_asked_again_before_the_next_reco
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
-        patch.setattr("selector_server.journal.open", refuse, raising=False)
+        patch.setattr("selector_server.journal.writer.open", refuse, raising=False)
         for size in (40, 100_000):
             with pytest.raises(JournalError, match="can't be written"):
                 journal.append(a_record(1, size))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from selector_server.journal import Journal
+from selector_server.journal.frames import encode
 from selector_server.run import Run
 from shared.errors import (
     ConfigError,
@@ -29,12 +30,14 @@ from shared.errors import (
     WeightsError,
     WireError,
 )
-from shared.pb.v1 import selector_pb2
+from shared.pb.v1 import journal_pb2, selector_pb2
 from shared.records import Fingerprints, RunInfo, TensorSpec
 from shared.selection_config import SelectionConfig
 from shared.timing import Timing
 from shared.weights import content_hash
 
+# One whole record, as a journal file holds it.
+A_FRAME = encode(journal_pb2.JournalRecord(closed=journal_pb2.Closed(incarnation=1)), b"attached")
 # Memory where there is a folder of it: these tests restart a server thousands of times.
 RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
@@ -656,7 +659,7 @@ def test_a_change_that_cannot_be_journalled_is_not_made(folder: Path, monkeypatc
     step = run.next_step
     message = selector_pb2.SelectionMessage(step=step, weights_version=step - 1, arrow=b"new")
 
-    def full(record: Any) -> int:
+    def full(record: Any, attachment: bytes = b"") -> int:
         raise JournalError("the disk is full")
 
     changes: list[Callable[[], Any]] = [
@@ -869,7 +872,7 @@ class Killed(RuleBasedStateMachine):
         self.run.journal.close()
         if self.count % 3 == 0:
             with open(self.folder / "journal.bin", "ab") as file:
-                file.write(b"SBJ1\x60\x00\x00\x00torn while it was written"[: self.count % 32])
+                file.write(A_FRAME[: self.count % len(A_FRAME)])
         self.run = Run(Journal(self.folder))
         self.check(self.run)
         if self.incarnation:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshared/pb/v1/selector.proto\x12\x0bsubbatch.v1\"\xa2\x01\n\x0c\x46ingerprints\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x11\n\ttokenizer\x18\x02 \x01(\t\x12<\n\nbase_model\x18\x03 \x03(\x0b\x32(.subbatch.v1.Fingerprints.BaseModelEntry\x1a\x30\n\x0e\x42\x61seModelEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\x91\x02\n\x07RunInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x03\x12\x11\n\tnum_steps\x18\x03 \x01(\x03\x12\x11\n\tstaleness\x18\x04 \x01(\x03\x12\x12\n\npush_every\x18\x05 \x01(\x03\x12\x11\n\tlookahead\x18\x06 \x01(\x03\x12\x12\n\nworld_size\x18\x07 \x01(\x05\x12\x16\n\x0eselection_json\x18\x08 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_json\x18\t \x01(\t\x12*\n\ttrainable\x18\n \x03(\x0b\x32\x17.subbatch.v1.TensorSpec\x12/\n\x0c\x66ingerprints\x18\x0b \x01(\x0b\x32\x19.subbatch.v1.Fingerprints\"\x85\x01\n\x0eOpenRunRequest\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.subbatch.v1.RunInfo\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\x0f\n\x07restart\x18\x03 \x01(\x08\x12\x0f\n\x07open_id\x18\x04 \x01(\t\x12\x1e\n\x16\x63heckpoint_incarnation\x18\x05 \x01(\x03\"=\n\x0cOpenRunReply\x12\x13\n\x0bincarnation\x18\x01 \x01(\x03\x12\x18\n\x10missing_versions\x18\x02 \x03(\x03\"\\\n\x17StreamSelectionsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\tfrom_step\x18\x04 \x01(\x03\"\xc4\x01\n\nPhaseTimes\x12\x17\n\x0fstarted_unix_ns\x18\x01 \x01(\x03\x12\x14\n\x0cload_seconds\x18\x02 \x01(\x01\x12\x14\n\x0c\x64raw_seconds\x18\x03 \x01(\x01\x12\x15\n\rscore_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cpick_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fjournal_seconds\x18\x06 \x01(\x01\x12\x17\n\x0freceive_seconds\x18\x07 \x01(\x01\x12\x12\n\npeak_bytes\x18\x08 \x01(\x03\"\x81\x01\n\x10SelectionMessage\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x17\n\x0fweights_version\x18\x02 \x01(\x03\x12\r\n\x05\x61rrow\x18\x03 \x01(\x0c\x12&\n\x05times\x18\x04 \x01(\x0b\x32\x17.subbatch.v1.PhaseTimes\x12\x0f\n\x07history\x18\x05 \x01(\x0c\"_\n\x12PushWeightsRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.subbatch.v1.PushWeightsHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"i\n\x11PushWeightsHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x11\n\tnum_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"+\n\x10PushWeightsReply\x12\x17\n\x0f\x64urable_version\x18\x01 \x01(\x03\"Z\n\x15ReportProgressRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\tcompleted\x18\x04 \x01(\x03\"\x15\n\x13ReportProgressReply\"\x1e\n\x0fWatchRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xfc\x01\n\tRunStatus\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x11\n\tnum_steps\x18\x03 \x01(\x03\x12\x11\n\tnext_step\x18\x04 \x01(\x03\x12\x38\n\tcompleted\x18\x05 \x03(\x0b\x32%.subbatch.v1.RunStatus.CompletedEntry\x12\x18\n\x10weights_versions\x18\x06 \x03(\x03\x12\x11\n\twaits_for\x18\x07 \x01(\t\x12\x0e\n\x06\x63losed\x18\x08 \x01(\x08\x1a\x30\n\x0e\x43ompletedEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"3\n\x0f\x43loseRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\"\x0f\n\rCloseRunReply2\xe2\x03\n\x0fSelectorService\x12\x41\n\x07OpenRun\x12\x1b.subbatch.v1.OpenRunRequest\x1a\x19.subbatch.v1.OpenRunReply\x12Y\n\x10StreamSelections\x12$.subbatch.v1.StreamSelectionsRequest\x1a\x1d.subbatch.v1.SelectionMessage0\x01\x12O\n\x0bPushWeights\x12\x1f.subbatch.v1.PushWeightsRequest\x1a\x1d.subbatch.v1.PushWeightsReply(\x01\x12V\n\x0eReportProgress\x12\".subbatch.v1.ReportProgressRequest\x1a .subbatch.v1.ReportProgressReply\x12\x42\n\x08WatchRun\x12\x1c.subbatch.v1.WatchRunRequest\x1a\x16.subbatch.v1.RunStatus0\x01\x12\x44\n\x08\x43loseRun\x12\x1c.subbatch.v1.CloseRunRequest\x1a\x1a.subbatch.v1.CloseRunReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshared/pb/v1/selector.proto\x12\x0bsubbatch.v1\"\xa2\x01\n\x0c\x46ingerprints\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x11\n\ttokenizer\x18\x02 \x01(\t\x12<\n\nbase_model\x18\x03 \x03(\x0b\x32(.subbatch.v1.Fingerprints.BaseModelEntry\x1a\x30\n\x0e\x42\x61seModelEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\x91\x02\n\x07RunInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x03\x12\x11\n\tnum_steps\x18\x03 \x01(\x03\x12\x11\n\tstaleness\x18\x04 \x01(\x03\x12\x12\n\npush_every\x18\x05 \x01(\x03\x12\x11\n\tlookahead\x18\x06 \x01(\x03\x12\x12\n\nworld_size\x18\x07 \x01(\x05\x12\x16\n\x0eselection_json\x18\x08 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_json\x18\t \x01(\t\x12*\n\ttrainable\x18\n \x03(\x0b\x32\x17.subbatch.v1.TensorSpec\x12/\n\x0c\x66ingerprints\x18\x0b \x01(\x0b\x32\x19.subbatch.v1.Fingerprints\"\x85\x01\n\x0eOpenRunRequest\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.subbatch.v1.RunInfo\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\x0f\n\x07restart\x18\x03 \x01(\x08\x12\x0f\n\x07open_id\x18\x04 \x01(\t\x12\x1e\n\x16\x63heckpoint_incarnation\x18\x05 \x01(\x03\"=\n\x0cOpenRunReply\x12\x13\n\x0bincarnation\x18\x01 \x01(\x03\x12\x18\n\x10missing_versions\x18\x02 \x03(\x03\"\\\n\x17StreamSelectionsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\tfrom_step\x18\x04 \x01(\x03\"\xc4\x01\n\nPhaseTimes\x12\x17\n\x0fstarted_unix_ns\x18\x01 \x01(\x03\x12\x14\n\x0cload_seconds\x18\x02 \x01(\x01\x12\x14\n\x0c\x64raw_seconds\x18\x03 \x01(\x01\x12\x15\n\rscore_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cpick_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fjournal_seconds\x18\x06 \x01(\x01\x12\x17\n\x0freceive_seconds\x18\x07 \x01(\x01\x12\x12\n\npeak_bytes\x18\x08 \x01(\x03\"\xbf\x01\n\x10SelectionMessage\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x17\n\x0fweights_version\x18\x02 \x01(\x03\x12\r\n\x05\x61rrow\x18\x03 \x01(\x0c\x12&\n\x05times\x18\x04 \x01(\x0b\x32\x17.subbatch.v1.PhaseTimes\x12\x0f\n\x07history\x18\x05 \x01(\x0c\x12\x16\n\x0eweights_sha256\x18\x06 \x01(\t\x12\x15\n\rscores_sha256\x18\x07 \x01(\x0c\x12\r\n\x05\x63hain\x18\x08 \x01(\x0c\"_\n\x12PushWeightsRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.subbatch.v1.PushWeightsHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"i\n\x11PushWeightsHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x11\n\tnum_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"+\n\x10PushWeightsReply\x12\x17\n\x0f\x64urable_version\x18\x01 \x01(\x03\"Z\n\x15ReportProgressRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\tcompleted\x18\x04 \x01(\x03\"\x15\n\x13ReportProgressReply\"\x1e\n\x0fWatchRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xfc\x01\n\tRunStatus\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x11\n\tnum_steps\x18\x03 \x01(\x03\x12\x11\n\tnext_step\x18\x04 \x01(\x03\x12\x38\n\tcompleted\x18\x05 \x03(\x0b\x32%.subbatch.v1.RunStatus.CompletedEntry\x12\x18\n\x10weights_versions\x18\x06 \x03(\x03\x12\x11\n\twaits_for\x18\x07 \x01(\t\x12\x0e\n\x06\x63losed\x18\x08 \x01(\x08\x1a\x30\n\x0e\x43ompletedEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"3\n\x0f\x43loseRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\"\x0f\n\rCloseRunReply2\xe2\x03\n\x0fSelectorService\x12\x41\n\x07OpenRun\x12\x1b.subbatch.v1.OpenRunRequest\x1a\x19.subbatch.v1.OpenRunReply\x12Y\n\x10StreamSelections\x12$.subbatch.v1.StreamSelectionsRequest\x1a\x1d.subbatch.v1.SelectionMessage0\x01\x12O\n\x0bPushWeights\x12\x1f.subbatch.v1.PushWeightsRequest\x1a\x1d.subbatch.v1.PushWeightsReply(\x01\x12V\n\x0eReportProgress\x12\".subbatch.v1.ReportProgressRequest\x1a .subbatch.v1.ReportProgressReply\x12\x42\n\x08WatchRun\x12\x1c.subbatch.v1.WatchRunRequest\x1a\x16.subbatch.v1.RunStatus0\x01\x12\x44\n\x08\x43loseRun\x12\x1c.subbatch.v1.CloseRunRequest\x1a\x1a.subbatch.v1.CloseRunReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,27 +52,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PHASETIMES']._serialized_start=837
   _globals['_PHASETIMES']._serialized_end=1033
   _globals['_SELECTIONMESSAGE']._serialized_start=1036
-  _globals['_SELECTIONMESSAGE']._serialized_end=1165
-  _globals['_PUSHWEIGHTSREQUEST']._serialized_start=1167
-  _globals['_PUSHWEIGHTSREQUEST']._serialized_end=1262
-  _globals['_PUSHWEIGHTSHEADER']._serialized_start=1264
-  _globals['_PUSHWEIGHTSHEADER']._serialized_end=1369
-  _globals['_PUSHWEIGHTSREPLY']._serialized_start=1371
-  _globals['_PUSHWEIGHTSREPLY']._serialized_end=1414
-  _globals['_REPORTPROGRESSREQUEST']._serialized_start=1416
-  _globals['_REPORTPROGRESSREQUEST']._serialized_end=1506
-  _globals['_REPORTPROGRESSREPLY']._serialized_start=1508
-  _globals['_REPORTPROGRESSREPLY']._serialized_end=1529
-  _globals['_WATCHRUNREQUEST']._serialized_start=1531
-  _globals['_WATCHRUNREQUEST']._serialized_end=1561
-  _globals['_RUNSTATUS']._serialized_start=1564
-  _globals['_RUNSTATUS']._serialized_end=1816
-  _globals['_RUNSTATUS_COMPLETEDENTRY']._serialized_start=1768
-  _globals['_RUNSTATUS_COMPLETEDENTRY']._serialized_end=1816
-  _globals['_CLOSERUNREQUEST']._serialized_start=1818
-  _globals['_CLOSERUNREQUEST']._serialized_end=1869
-  _globals['_CLOSERUNREPLY']._serialized_start=1871
-  _globals['_CLOSERUNREPLY']._serialized_end=1886
-  _globals['_SELECTORSERVICE']._serialized_start=1889
-  _globals['_SELECTORSERVICE']._serialized_end=2371
+  _globals['_SELECTIONMESSAGE']._serialized_end=1227
+  _globals['_PUSHWEIGHTSREQUEST']._serialized_start=1229
+  _globals['_PUSHWEIGHTSREQUEST']._serialized_end=1324
+  _globals['_PUSHWEIGHTSHEADER']._serialized_start=1326
+  _globals['_PUSHWEIGHTSHEADER']._serialized_end=1431
+  _globals['_PUSHWEIGHTSREPLY']._serialized_start=1433
+  _globals['_PUSHWEIGHTSREPLY']._serialized_end=1476
+  _globals['_REPORTPROGRESSREQUEST']._serialized_start=1478
+  _globals['_REPORTPROGRESSREQUEST']._serialized_end=1568
+  _globals['_REPORTPROGRESSREPLY']._serialized_start=1570
+  _globals['_REPORTPROGRESSREPLY']._serialized_end=1591
+  _globals['_WATCHRUNREQUEST']._serialized_start=1593
+  _globals['_WATCHRUNREQUEST']._serialized_end=1623
+  _globals['_RUNSTATUS']._serialized_start=1626
+  _globals['_RUNSTATUS']._serialized_end=1878
+  _globals['_RUNSTATUS_COMPLETEDENTRY']._serialized_start=1830
+  _globals['_RUNSTATUS_COMPLETEDENTRY']._serialized_end=1878
+  _globals['_CLOSERUNREQUEST']._serialized_start=1880
+  _globals['_CLOSERUNREQUEST']._serialized_end=1931
+  _globals['_CLOSERUNREPLY']._serialized_start=1933
+  _globals['_CLOSERUNREPLY']._serialized_end=1948
+  _globals['_SELECTORSERVICE']._serialized_start=1951
+  _globals['_SELECTORSERVICE']._serialized_end=2433
 # @@protoc_insertion_point(module_scope)

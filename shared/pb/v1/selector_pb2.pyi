@@ -114,18 +114,24 @@ class PhaseTimes(_message.Message):
     def __init__(self, started_unix_ns: _Optional[int] = ..., load_seconds: _Optional[float] = ..., draw_seconds: _Optional[float] = ..., score_seconds: _Optional[float] = ..., pick_seconds: _Optional[float] = ..., journal_seconds: _Optional[float] = ..., receive_seconds: _Optional[float] = ..., peak_bytes: _Optional[int] = ...) -> None: ...
 
 class SelectionMessage(_message.Message):
-    __slots__ = ("step", "weights_version", "arrow", "times", "history")
+    __slots__ = ("step", "weights_version", "arrow", "times", "history", "weights_sha256", "scores_sha256", "chain")
     STEP_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
     ARROW_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SCORES_SHA256_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
     step: int
     weights_version: int
     arrow: bytes
     times: PhaseTimes
     history: bytes
-    def __init__(self, step: _Optional[int] = ..., weights_version: _Optional[int] = ..., arrow: _Optional[bytes] = ..., times: _Optional[_Union[PhaseTimes, _Mapping]] = ..., history: _Optional[bytes] = ...) -> None: ...
+    weights_sha256: str
+    scores_sha256: bytes
+    chain: bytes
+    def __init__(self, step: _Optional[int] = ..., weights_version: _Optional[int] = ..., arrow: _Optional[bytes] = ..., times: _Optional[_Union[PhaseTimes, _Mapping]] = ..., history: _Optional[bytes] = ..., weights_sha256: _Optional[str] = ..., scores_sha256: _Optional[bytes] = ..., chain: _Optional[bytes] = ...) -> None: ...
 
 class PushWeightsRequest(_message.Message):
     __slots__ = ("header", "chunk")
