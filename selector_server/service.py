@@ -125,7 +125,10 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
             raise WeightsError(
                 f"weights version {header.version} announce {header.num_bytes} bytes, this run's take at most {limit}"
             )
-        if run.is_known(header.version, header.sha256):
+        # A selection that is being journalled advances the run and drops weights, not at once.
+        async with hosted.lock:
+            is_known = run.is_known(header.version, header.sha256)
+        if is_known:
             return pb.PushWeightsReply(durable_version=header.version)
         payload = bytearray()
         async for request in requests:

@@ -248,6 +248,44 @@ def test_a_push_whose_client_goes_away_half_way_leaves_nothing_half_done(
     client.close()
 
 
+def test_a_push_that_arrives_while_a_selection_is_journalled_is_not_taken_for_one_out_of_order(
+    server: LiveServer, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(server)
+    incarnation, _ = client.open_run(job.info(), cursor=0, restart=False)
+    client.push(0, encode_weights(job.weights(0)))
+    journalling, looked, dropped = threading.Event(), threading.Event(), threading.Event()
+    append, has_weights, keep_weights = Journal.append, Journal.has_weights, Journal.keep_weights
+
+    def slow_append(self: Journal, record: Any) -> int:
+        if record.WhichOneof("kind") == "selection" and record.selection.step == 2:
+            journalling.set()
+            looked.wait(0.5)  # in vain where the push can't look now
+        return append(self, record)
+
+    def look_before_and_after(self: Journal, version: int, sha256: str) -> bool:
+        if version == 1 and journalling.is_set() and not looked.is_set():
+            looked.set()
+            assert dropped.wait(30)
+        return has_weights(self, version, sha256)
+
+    def keep_and_tell(self: Journal, needed: dict[int, str]) -> None:
+        keep_weights(self, needed)
+        if journalling.is_set():
+            dropped.set()
+
+    monkeypatch.setattr(Journal, "append", slow_append)
+    monkeypatch.setattr(Journal, "has_weights", look_before_and_after)
+    monkeypatch.setattr(Journal, "keep_weights", keep_and_tell)
+    selections = run_through(client, job, incarnation, stop=1)
+    assert journalling.wait(30)
+    client.push(2, encode_weights(job.weights(2)))
+    client.report(2)
+    selections += [client.selection(step).selection for step in (1, 2, 3)]
+    assert [s.weights_version for s in selections] == [0, 0, 1, 2]
+    client.close()
+
+
 def test_trainers_that_differ_from_the_server_or_from_their_run_are_refused_with_both_values(
     server: LiveServer, job: Job
 ) -> None:
