@@ -45,7 +45,14 @@ class Pace:
             seconds = _NEWEST_SHARE * seconds + (1 - _NEWEST_SHARE) * self.step_seconds
         return replace(self, completed=completed, since=now, step_seconds=seconds)
 
-    def deadline(self, step: int) -> float:
-        """When the trainer will want the selection of `step`, or has wanted it since."""
-        ahead = step - self.completed
-        return self.since + (ahead * self.step_seconds if ahead > 0 else 0.0)
+    def deadline(self, step: int, *, there_since: float) -> float:
+        """When the trainer will want the selection of `step`, or has wanted it since.
+
+        Args:
+            step: The first one without a selection.
+            there_since: When the selection of the step that is trained now was there. A trainer that waited for it
+                began only then; without it, a run that was just served would go first again, before those that wait.
+        """
+        if step <= self.completed:
+            return self.since
+        return max(self.since, there_since) + (step - self.completed) * self.step_seconds

@@ -42,11 +42,15 @@ class HostedRun:
             WireError: no such rank, or more steps than the run has.
         """
         self.run.report_progress(rank, completed)
-        there_since = self._there_since.get(self.pace.completed, 0.0)
-        self.pace = self.pace.after(completed, now=time.monotonic(), there_since=there_since)
+        self.pace = self.pace.after(completed, now=time.monotonic(), there_since=self._trains_since)
         self._there_since = {step: at for step, at in self._there_since.items() if step >= self.pace.completed}
 
     @property
     def deadline(self) -> float:
         """When the trainer will want the next selection, or has wanted it since, on the clock of `time.monotonic`."""
-        return self.pace.deadline(self.run.next_step)
+        return self.pace.deadline(self.run.next_step, there_since=self._trains_since)
+
+    @property
+    def _trains_since(self) -> float:
+        """When the selection of the first step that isn't completed was there."""
+        return self._there_since.get(self.pace.completed, 0.0)
