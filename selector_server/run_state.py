@@ -132,12 +132,13 @@ class RunState:
 
     def _apply_selection(self, message: selector_pb2.SelectionMessage, offset: int) -> None:
         stored = self._weights.get(message.weights_version)
-        if message.chain != self._link(message) or message.weights_sha256 != (stored.sha256 if stored else ""):
+        fits = message.weights_sha256 == (stored.sha256 if stored else "") and message.step not in self._selections
+        if message.chain != self._link(message) or not fits:
             raise JournalError(
                 f"journal {self.journal.folder}, byte {offset}: the chain of selections is broken at step "
                 f"{message.step}: it has hash {message.chain.hex() or 'none'}, what is recorded up to there has "
-                f"{self._link(message).hex()}: a record was changed, left out or put in; restore the file from a copy, "
-                "or start the run over under another name"
+                f"{self._link(message).hex()}: a record was changed, left out or repeated; restore the file from a "
+                "copy, or start the run over under another name"
             )
         self._selections[message.step], self._chains[message.step] = offset, message.chain
         self._advance()

@@ -8,19 +8,17 @@ import struct
 import subprocess
 import sys
 import threading
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from selector_server.journal import Journal
+from selector_server.journal import Journal, JournalReader, frames
 from shared.errors import JournalError
 from shared.pb.v1 import journal_pb2 as pb
 from shared.pb.v1 import selector_pb2
 from shared.weights import content_hash
-
-HEAD = 24  # "SBJ2", two lengths, two CRC-32, and that of these
+from tests.contract.journal_by_hand import HEAD, frames_of
 
 
 def a_record(step: int, size: int = 40) -> pb.JournalRecord:
@@ -45,18 +43,7 @@ def written(folder: Path, count: int) -> tuple[bytes, list[int]]:
 
 
 def frames_by_hand(data: bytes) -> list[pb.JournalRecord]:
-    """The file read as proto/shared/pb/v1/journal.proto describes it, by other code than the journal's."""
-    records = []
-    while data:
-        magic, length, attached, crc, attached_crc, head_crc = struct.unpack("<4sIIIII", data[:HEAD])
-        payload, attachment = data[HEAD : HEAD + length], data[HEAD + length : HEAD + length + attached]
-        assert magic == b"SBJ2"
-        assert zlib.crc32(data[:20]) == head_crc
-        assert (len(payload), len(attachment)) == (length, attached)
-        assert (zlib.crc32(payload), zlib.crc32(attachment)) == (crc, attached_crc)
-        data = data[HEAD + length + attached :]
-        records.append(pb.JournalRecord.FromString(payload))
-    return records
+    return [entry.record for entry in frames_of(data)]
 
 
 # ---- what is written is there
@@ -208,6 +195,104 @@ def test_reading_where_no_record_begins_is_an_error(tmp_path: Path) -> None:
     for offset in (offsets[1] + 1, offsets[1] - 1, len(data), len(data) + 100):
         with pytest.raises(JournalError, match=f"byte {offset}"):
             journal.read(offset)
+
+
+# ---- what is attached to a record
+
+
+def attached(folder: Path) -> tuple[bytes, list[int]]:
+    """Three records with 50 bytes attached to each: the file, and where each begins."""
+    journal = Journal(folder)
+    offsets = [journal.append(a_record(step), bytes(range(1 + step, 51 + step))) for step in range(3)]
+    journal.close()
+    return (folder / "journal.bin").read_bytes(), offsets
+
+
+def test_what_is_attached_is_there_after_reopening_and_stands_in_the_file_as_the_contract_says(tmp_path: Path) -> None:
+    data, offsets = attached(tmp_path)
+    assert [entry.attachment[0] for entry in frames_of(data)] == [1, 2, 3]
+    reader = JournalReader(tmp_path)
+    assert [reader.read_attachment(offset) for offset in offsets] == [entry.attachment for entry in frames_of(data)]
+    plain = Journal(tmp_path).append(a_record(3))
+    assert reader.read_attachment(plain) == b""
+    assert steps(tmp_path) == [0, 1, 2, 3]
+
+
+def test_a_record_torn_at_any_byte_of_what_is_attached_is_cut_off(tmp_path: Path) -> None:
+    data, offsets = attached(tmp_path)
+    for end in range(offsets[2], len(data)):
+        for arrived in (data[:end], data[:end] + bytes(len(data) - end)):
+            (tmp_path / "journal.bin").write_bytes(arrived)
+            assert steps(tmp_path) == [0, 1]
+
+
+def test_a_flipped_bit_anywhere_in_the_last_record_is_damage_and_not_a_torn_tail(tmp_path: Path) -> None:
+    """A record that was durable may have been sent: nobody may lose it without being told."""
+    data, offsets = attached(tmp_path)
+    for position in range(offsets[2], len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << position % 8
+        if damaged[-1] == 0:
+            continue
+        (tmp_path / "journal.bin").write_bytes(damaged)
+        with pytest.raises(JournalError, match=f"damaged at byte {offsets[2]} of {len(data)}"):
+            steps(tmp_path)
+        assert (tmp_path / "journal.bin").read_bytes() == damaged
+
+
+def test_damage_to_what_is_attached_to_an_earlier_record_is_found_when_it_is_read(tmp_path: Path) -> None:
+    data, offsets = attached(tmp_path)
+    damaged = bytearray(data)
+    damaged[offsets[1] - 1] ^= 4
+    (tmp_path / "journal.bin").write_bytes(damaged)
+    assert steps(tmp_path) == [0, 1, 2]
+    reader = JournalReader(tmp_path)
+    with pytest.raises(JournalError, match=f"attached to the record at byte {offsets[0]} is damaged"):
+        reader.read_attachment(offsets[0])
+    assert reader.read_attachment(offsets[1])[0] == 2
+
+
+def test_a_whole_sector_that_never_arrived_is_a_torn_tail(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append(a_record(0))
+    journal.append(a_record(1, size=5000))
+    journal.close()
+    data = bytearray((tmp_path / "journal.bin").read_bytes())
+    data[1024:1536] = bytes(512)
+    (tmp_path / "journal.bin").write_bytes(data)
+    assert steps(tmp_path) == [0]
+
+
+# ---- readers and other releases
+
+
+def test_a_reader_beside_a_server_sees_whole_records_alone_and_changes_nothing(tmp_path: Path) -> None:
+    data, offsets = written(tmp_path, 3)
+    file = tmp_path / "journal.bin"
+    file.write_bytes(data[:-5])
+    reader = JournalReader(tmp_path)
+    assert [record.selection.step for _, record in reader.records()] == [0, 1]
+    assert reader.tail_bytes == len(data) - 5 - offsets[2]
+    assert file.read_bytes() == data[:-5]
+
+
+@pytest.mark.parametrize("number", [1, 3, 9])
+def test_a_journal_of_another_format_is_refused_with_both_numbers_and_left_alone(tmp_path: Path, number: int) -> None:
+    data, _ = written(tmp_path, 2)
+    other = data.replace(b"SBJ2", b"SBJ%d" % number)
+    (tmp_path / "journal.bin").write_bytes(other)
+    with pytest.raises(JournalError, match=f"is of format {number}, this release reads format 2"):
+        steps(tmp_path)
+    assert (tmp_path / "journal.bin").read_bytes() == other
+
+
+def test_a_record_too_large_to_be_read_again_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MAX_BYTES", 1000)
+    journal = Journal(tmp_path)
+    with pytest.raises(JournalError, match=r"1001 attached is larger than 1000: .*server\.keep_scores"):
+        journal.append(a_record(0), bytes(1001))
+    journal.append(a_record(1), bytes([1]) * 1000)
+    assert steps(tmp_path) == [1]
 
 
 # ---- full and failing disks

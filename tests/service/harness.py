@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import grpc
 import torch
 
 from selector_server.host import Host
+from selector_server.journal import Journal
 from selector_server.run_engine import build_engine
 from selector_server.service import SelectorService, TokenInterceptor
 from shared.config import Config, ModelConfig, SelectionConfig, TlsConfig
@@ -30,7 +32,14 @@ class LiveServer:
     """Serves a world's model and store from `folder`; `stop` and `start` again resume from its journals."""
 
     def __init__(
-        self, world: World, folder: Path, *, token: str = "", tls: TlsConfig | None = None, max_runs: int = 4
+        self,
+        world: World,
+        folder: Path,
+        *,
+        token: str = "",
+        tls: TlsConfig | None = None,
+        max_runs: int = 4,
+        open_journal: Callable[[Path], Journal] = Journal,
     ) -> None:
         self.model = load_base_model(ModelConfig(path=str(world.model)), torch.device("cpu"))
         self.store = Store.open(world.store)
@@ -38,6 +47,7 @@ class LiveServer:
             self.store.fingerprint, self.store.manifest.tokenizer.fingerprint, base_fingerprint(self.model)
         )
         self._folder, self._token, self._tls, self._max_runs = folder, token, tls, max_runs
+        self._open_journal = open_journal
         self._port = 0
         self.start()
 
@@ -71,6 +81,7 @@ class LiveServer:
             self._folder,
             build=partial(build_engine, self.model, self.store),
             max_runs=self._max_runs,
+            open_journal=self._open_journal,
         )
         server = grpc.aio.server(
             options=SERVER_OPTIONS, interceptors=[TokenInterceptor(self._token)] * bool(self._token)
