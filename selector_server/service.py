@@ -167,11 +167,11 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         """Send the status of a run now and after every change, or of every run once."""
         if not request.run:
             for name in self._host.names:
-                yield _status(self._host.get(name))
+                yield await _status(self._host.get(name))
             return
         hosted = self._host.get(request.run)
         async for _ in self._host.watch(hosted):
-            yield _status(hosted)
+            yield await _status(hosted)
             if hosted.run.closed:
                 return
 
@@ -182,18 +182,20 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         return pb.CloseRunReply()
 
 
-def _status(hosted: HostedRun) -> pb.RunStatus:
+async def _status(hosted: HostedRun) -> pb.RunStatus:
+    """How a run stands between two changes, which disk threads make under its lock."""
     run = hosted.run
-    return pb.RunStatus(
-        run=run.info.name,
-        incarnation=run.incarnation,
-        num_steps=run.info.timing.num_steps,
-        next_step=run.next_step,
-        completed=run.completed,
-        weights_versions=run.weights_versions,
-        waits_for=run.waits_for() or "scoring",
-        closed=run.closed,
-    )
+    async with hosted.lock:
+        return pb.RunStatus(
+            run=run.info.name,
+            incarnation=run.incarnation,
+            num_steps=run.info.timing.num_steps,
+            next_step=run.next_step,
+            completed=run.completed,
+            weights_versions=run.weights_versions,
+            waits_for=run.waits_for() or "scoring",
+            closed=run.closed,
+        )
 
 
 def _payload_bound(info: RunInfo) -> int:

@@ -257,11 +257,11 @@ def test_a_push_that_arrives_while_a_selection_is_journalled_is_not_taken_for_on
     journalling, looked, dropped = threading.Event(), threading.Event(), threading.Event()
     append, has_weights, keep_weights = Journal.append, Journal.has_weights, Journal.keep_weights
 
-    def slow_append(self: Journal, record: Any) -> int:
+    def slow_append(self: Journal, record: Any, attachment: bytes = b"") -> int:
         if record.WhichOneof("kind") == "selection" and record.selection.step == 2:
             journalling.set()
             looked.wait(0.5)  # in vain where the push can't look now
-        return append(self, record)
+        return append(self, record, attachment)
 
     def look_before_and_after(self: Journal, version: int, sha256: str) -> bool:
         if version == 1 and journalling.is_set() and not looked.is_set():
