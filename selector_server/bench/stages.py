@@ -13,15 +13,15 @@ import torch
 
 # The functions of each stage, where they are looked up; none of them is called inside another.
 STAGES: dict[str, tuple[str, ...]] = {
-    "draw rows": ("selector_server.engine:draw_large_batch",),
+    "draw rows": ("selector_server.picker:draw_large_batch",),
     "draw probes": ("selector_server.scoring.probes:Probes.draw", "selector_server.scoring.scorer:signs"),
     "trunk": ("selector_server.scoring.split:Split.trunk",),
     "tail": ("selector_server.scoring.tail:Tail.hidden",),
     "head": ("selector_server.scoring.estimators:token_losses", "selector_server.scoring.estimators:token_gradients"),
     "tail back": ("torch.autograd:grad",),
     "sketch": ("selector_server.scoring.scorer:add_gradients",),
-    "features": ("selector_server.engine:features_of",),
-    "pick": ("selector_server.engine:pick_rows",),
+    "features": ("selector_server.picker:features_of",),
+    "pick": ("selector_server.picker:pick_rows",),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from selector_server import engine
+from selector_server import engine, picker
 from selector_server.bench import scoring
 from selector_server.bench.peak_memory import peak_bytes
 from selector_server.bench.stages import STAGES, stage_seconds
@@ -23,15 +23,15 @@ CPU = torch.device("cpu")
 TINY = ModelSize(layers=2, width=64)
 small_model = partial(make_model, size=TINY)
 WATCHED = [
-    (engine, "draw_large_batch"),
+    (picker, "draw_large_batch"),
     (probes.Probes, "draw"),
     (split.Split, "trunk"),
     (tail.Tail, "hidden"),
     (estimators, "token_losses"),
     (estimators, "token_gradients"),
     (torch.autograd, "grad"),
-    (engine, "features_of"),
-    (engine, "pick_rows"),
+    (picker, "features_of"),
+    (picker, "pick_rows"),
 ]
 
 
