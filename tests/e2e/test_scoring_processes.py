@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from pathlib import Path
+
+import psutil
 
 from tests.e2e.test_resume import steps_done, wait_until
 from tests.e2e.test_selections import LOOP, assert_same_selections, given
@@ -42,6 +45,10 @@ def test_a_killed_scoring_process_is_named_and_a_restarted_server_goes_on_at_the
         os.kill(stopped, signal.SIGSTOP)
         server.wait_for_end_of(0)
         assert f"scoring process 1 (pid {stopped}) hasn't been heard" in server.text()
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):  # its launcher may have ended it
+            left = psutil.Process(stopped)
+            os.kill(stopped, signal.SIGCONT)
+            left.wait(timeout=60)  # it ends by itself when it finds the others gone
     with Trainer(config, "--client.selector=inline", f"--train.output={inline}", script=LOOP) as trainer:
         trainer.finish()
     assert_same_selections(given(tmp_path / "train"), given(inline))
