@@ -5,12 +5,16 @@ BIN := $(VENV)/bin
 CONSTRAINTS := deploy/constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check lint types drift proto constraints clean
+.PHONY: demo test test-all check lint types drift proto constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/train-client demo --out out/demo
 
+# Those marked `slow` start dozens of processes; they cover what a benchmark or a rarely used option does.
 test: $(VENV)/.ready
+	$(BIN)/pytest -m "not gpu and not slow" -n 2 --dist worksteal
+
+test-all: $(VENV)/.ready
 	$(BIN)/pytest -m "not gpu" -n 2 --dist worksteal
 
 check: lint types drift test

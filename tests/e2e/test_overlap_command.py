@@ -18,7 +18,10 @@ from train_client.process import available_cores
 
 SCHEDULE = Schedule(rounds=2, steps=4)
 
-pytestmark = pytest.mark.skipif(len(available_cores()) < 2, reason="both sides need a core of their own")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(len(available_cores()) < 2, reason="both sides need a core of their own"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.e2e.test_resume import steps_done, wait_until
 from tests.e2e.test_selections import LOOP, assert_same_selections, given
 from tests.service.scaled import ScaledServer
 from tests.support import Trainer, World, journalled_selections, write_config
+
+pytestmark = pytest.mark.slow
 
 STEPS = 8
 
