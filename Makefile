@@ -10,9 +10,9 @@ export HF_HUB_OFFLINE ?= 1
 demo: $(VENV)/.ready
 	$(BIN)/train-client demo --out out/demo
 
-# Those marked `slow` start dozens of processes; they cover what a benchmark or a rarely used option does.
+# Those marked `long` start dozens of processes; `test-all` runs them too.
 test: $(VENV)/.ready
-	$(BIN)/pytest -m "not gpu and not slow" -n 2 --dist worksteal
+	$(BIN)/pytest -m "not gpu and not long" -n 2 --dist worksteal
 
 test-all: $(VENV)/.ready
 	$(BIN)/pytest -m "not gpu" -n 2 --dist worksteal

@@ -90,7 +90,7 @@ def test_a_second_time_nothing_is_run_and_other_settings_are_refused(config: Pat
     assert {path: path.stat().st_mtime_ns for path in out.glob("arms/*/*.json")} == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_arm_that_fails_is_told_and_the_others_are_run(config: Path, tmp_path: Path) -> None:
     # Eight sub-batches of 40 rows are more than the store's 240.
     sizes = ("--selection.large_batch_size", 80, "--selection.sub_batch_size", 40)
@@ -134,7 +134,7 @@ def test_killed_in_the_middle_of_an_arm_it_resumes_with_the_same_result(
     assert comparable(again["config"]) == comparable(first["config"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_end_it_leaves_no_process_behind(config: Path, tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "out"

@@ -19,7 +19,7 @@ from train_client.process import available_cores
 SCHEDULE = Schedule(rounds=2, steps=4)
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(len(available_cores()) < 2, reason="both sides need a core of their own"),
 ]
 

@@ -16,7 +16,7 @@ from tests.e2e.test_selections import LOOP, assert_same_selections, given
 from tests.service.scaled import ScaledServer
 from tests.support import Trainer, World, journalled_selections, write_config
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 STEPS = 8
 
