@@ -6,16 +6,9 @@ import argparse
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from shared.cli import add_config_argument, read_config, run_command
+from shared.cli import add_config_argument, make_console, read_config, run_command
 from shared.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-# Tables that go to a file or a pipe have no terminal to fit into.
-_FILE_WIDTH = 132
 
 
 def main() -> None:
@@ -64,8 +57,6 @@ def main() -> None:
 
 
 def _prepare(arguments: argparse.Namespace, _rest: list[str]) -> None:
-    from rich.console import Console
-
     from selector_server.prepare import prepare, print_summary
 
     manifest = prepare(
@@ -76,7 +67,7 @@ def _prepare(arguments: argparse.Namespace, _rest: list[str]) -> None:
         num_proc=arguments.num_proc,
         overwrite=arguments.overwrite,
     )
-    print_summary(manifest, Console())
+    print_summary(manifest, make_console())
 
 
 def _serve(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -87,18 +78,16 @@ def _serve(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _status(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from rich.console import Console
-
     from selector_server.status import status_table
 
-    Console().print(status_table(read_config(arguments, rest).client))
+    make_console().print(status_table(read_config(arguments, rest).client))
 
 
 def _journal(arguments: argparse.Namespace, rest: list[str]) -> None:
     from selector_server.journal.command import run_journal
 
     folder = read_config(arguments, rest).server.journal
-    run_journal(arguments.action, folder, arguments.runs, arguments.out, _console())
+    run_journal(arguments.action, folder, arguments.runs, arguments.out, make_console())
 
 
 def _replay(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -111,7 +100,7 @@ def _replay(arguments: argparse.Namespace, rest: list[str]) -> None:
         to_step=arguments.to_step,
         rescore=arguments.rescore,
         as_json=arguments.json,
-        console=_console(),
+        console=make_console(),
     )
 
 
@@ -126,16 +115,9 @@ def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
     config = {"config": read_config(arguments, rest)} if on_own_model else {}
     module = import_module(f"selector_server.bench.{arguments.name.replace('-', '_')}")
     make_folder(arguments.out)
-    console = _console()
+    console = make_console()
     module.run(out=arguments.out, quick=arguments.quick, console=console, **config)
     console.print(f"result.json and the picture are in {arguments.out}")
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=_FILE_WIDTH)
 
 
 _COMMANDS = {

@@ -8,12 +8,26 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared.config import Config, load_config
 from shared.errors import ConfigError, SubbatchError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 EXIT_ERROR = 1
 EXIT_USAGE = 2
+# Tables that go to a file or a pipe have no terminal to fit into.
+_FILE_WIDTH = 140
+
+
+def make_console() -> Console:
+    """A console on standard output, as wide as the terminal; wide enough for any table where there is none."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_FILE_WIDTH)
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:

@@ -8,10 +8,8 @@ from importlib import import_module
 
 from rich.console import Console
 
+from shared.cli import make_console
 from shared.errors import ConfigError
-
-# Tables that go to a file or a pipe have no terminal to fit into.
-_FILE_WIDTH = 132
 
 
 def run_bench(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -21,9 +19,7 @@ def run_bench(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         ConfigError: wrong arguments.
         SubbatchError: a run failed.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_FILE_WIDTH)
+    console = make_console()
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

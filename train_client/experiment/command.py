@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
+from shared.cli import make_console
 from shared.config import Config, load_config
 from shared.errors import ConfigError, SubbatchError
 from train_client.evaluate.equality import require_math_verify
@@ -22,8 +23,6 @@ from train_client.experiment.runner import run_all
 from train_client.process import ending_on_sigterm
 from train_client.run_config import with_values
 
-# Tables that go to a file or a pipe have no terminal to fit into.
-_FILE_WIDTH = 132
 _PHI2 = Path(__file__).with_name("phi2.toml")
 
 
@@ -34,9 +33,7 @@ def run_experiment(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         ConfigError: wrong arguments, or arms that can't be run.
         SubbatchError: some runs failed; the others are finished.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_FILE_WIDTH)
+    console = make_console()
     given = from_flags(arguments)
     if arguments.list:
         path = arguments.config or (_PHI2 if arguments.scale == "phi2" else None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from shared.cli import make_console
 from shared.errors import ConfigError
 from train_client.experiment.collect import write_json
 from train_client.plan.arguments import given
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from train_client.plan.trial import Trial
 
 PLAN_FILE, PICTURE_FILE = "plan.json", "plan.png"
-_FILE_WIDTH = 140
 
 
 def run_plan(arguments: argparse.Namespace, console: Console | None = None) -> None:
@@ -34,9 +34,7 @@ def run_plan(arguments: argparse.Namespace, console: Console | None = None) -> N
         ConfigError: costs, a layout or noise that can't be; a folder that can't be written; no matplotlib.
         DataError: what was measured can't be read.
     """
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=_FILE_WIDTH)
+    console = console or make_console()
     settings = read_settings(arguments.costs, given(arguments))
     measured = read_result(arguments.measured) if arguments.measured else None
     costs = settings.costs(measured_costs(measured) if measured else None)

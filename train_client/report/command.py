@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from shared.cli import make_console
 from shared.errors import ConfigError
 from train_client.experiment.results import read_results
 from train_client.experiment.summary import make_summary
@@ -44,7 +45,7 @@ def run_report(folder: Path, out: Path | None, *, console: Console | None = None
         ) from None
     path = out or folder / REPORT_FILE
     _write(path, render(evidence))
-    console = console or Console()
+    console = console or make_console()
     if with_table:
         console.print(summary_table(replace(evidence.summary, arms=tuple(evidence.main))))
     verdict = judge(evidence)
