@@ -26,6 +26,7 @@ from shared.errors import (
     ConfigError,
     RunNotFoundError,
     SelectionError,
+    StorageFullError,
     SubbatchError,
     UnavailableError,
     WeightsError,
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 
 T = TypeVar("T")
+
+# How long a run whose disk is full rests before it tries again.
+_FULL_DISK_REST_S = 2.0
 
 
 async def _to_the_end(section: Coroutine[Any, Any, T]) -> T:
@@ -277,6 +281,8 @@ class Host:
                 await asyncio.to_thread(run.add_selection, message, scores)
                 hosted.journal_seconds[step] = time.perf_counter() - clock
                 hosted.selected(step)
+        except StorageFullError as error:
+            self._hold(hosted, incarnation, error)
         except SubbatchError as error:
             self._fail(hosted, incarnation, error)
         except Exception as error:  # a bug or a device error: the trainers must hear of it, and other runs go on
@@ -289,6 +295,17 @@ class Host:
             hosted.run.failure = error
             hosted.engine = None
             logger.error("run %s stops: %s", hosted.run.info.name, error)
+
+    def _hold(self, hosted: HostedRun, incarnation: int, error: StorageFullError) -> None:
+        """Let a run rest whose disk is full; then its step is selected again, which gives the same."""
+        if hosted.run.incarnation == incarnation:
+            hosted.run.held = error
+            logger.error("run %s waits: %s", hosted.run.info.name, error)
+            asyncio.get_running_loop().call_later(_FULL_DISK_REST_S, self._release, hosted)
+
+    def _release(self, hosted: HostedRun) -> None:
+        hosted.run.held = None
+        self._wake.set()
 
     async def _in_worker(self, function: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)

@@ -18,6 +18,7 @@ from shared.errors import (
     RunExistsError,
     RunNotFoundError,
     StaleIncarnationError,
+    StorageFullError,
     SubbatchError,
     WeightsError,
     WireError,
@@ -29,7 +30,12 @@ _NO_END = 2**62
 
 
 class Run(RunState):
-    """The state of one run, and what may be done to it."""
+    """The state of one run, and what may be done to it.
+
+    Attributes:
+        failure: Why nothing is selected until the run is opened again.
+        held: The full disk that keeps the next selection from being made durable, for now.
+    """
 
     journal: Journal
 
@@ -41,6 +47,7 @@ class Run(RunState):
         """
         super().__init__(journal)
         self.failure: SubbatchError | None = None
+        self.held: StorageFullError | None = None
 
     # ---- opening
 
@@ -108,7 +115,7 @@ class Run(RunState):
             kept_version=kept,
         )
         self._commit(journal_pb2.JournalRecord(opened=opened))
-        self.failure = None
+        self.failure = self.held = None
         self._drop_unneeded_weights()
         return self._missing(cursor, kept=cursor)
 
@@ -148,6 +155,8 @@ class Run(RunState):
             return "nothing: closed"
         if self.failure:
             return f"being opened again after an error: {self.failure}"
+        if self.held:
+            return f"room on the server's disk: {self.held}"
         if step >= self.info.timing.num_steps:
             return "nothing: every step is selected"
         slowest = min(self.completed, key=lambda rank: self.completed[rank])

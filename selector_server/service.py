@@ -130,6 +130,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
             is_known = run.is_known(header.version, header.sha256)
         if is_known:
             return pb.PushWeightsReply(durable_version=header.version)
+        run.journal.require_room(header.num_bytes)
         payload = bytearray()
         async for request in requests:
             if request.WhichOneof("part") != "chunk" or not 0 < len(request.chunk) <= CHUNK_BYTES:

@@ -13,6 +13,7 @@
     ├── StaleIncarnationError  a call of a job that has been replaced
     ├── WeightsError           pushed weights that are refused
     ├── JournalError           the journal can't be read or written
+    │   └── StorageFullError   its disk is full, which passes
     ├── LoopError              a training loop that would apply a wrong gradient
     ├── SandboxError           programs of a model can't be confined here, so none is run
     ├── UnauthenticatedError   missing or wrong token
@@ -82,6 +83,10 @@ class JournalError(SubbatchError):
     """The journal can't be read or written."""
 
 
+class StorageFullError(JournalError):
+    """The journal's disk is full. Nothing is lost, and it goes on once there is room, so clients try again."""
+
+
 class LoopError(SubbatchError):
     """A training loop that would apply a wrong gradient."""
 
@@ -111,7 +116,8 @@ _STATUS: dict[type[SubbatchError], grpc.StatusCode] = {
     CursorError: grpc.StatusCode.FAILED_PRECONDITION,
     StaleIncarnationError: grpc.StatusCode.ABORTED,
     WeightsError: grpc.StatusCode.INVALID_ARGUMENT,
-    JournalError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    JournalError: grpc.StatusCode.INTERNAL,
+    StorageFullError: grpc.StatusCode.UNAVAILABLE,
     LoopError: grpc.StatusCode.INTERNAL,
     SandboxError: grpc.StatusCode.INTERNAL,
     UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,

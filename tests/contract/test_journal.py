@@ -301,7 +301,7 @@ ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from selector_server.journal import Journal
-from shared.errors import JournalError
+from shared.errors import StorageFullError
 from shared.pb.v1 import journal_pb2 as pb, selector_pb2
 
 def record(step, size):
@@ -319,14 +319,14 @@ for size in (2500, 100_000):
     try:
         journal.append(record(1, size))
         sys.exit("an append that can't fit has succeeded")
-    except JournalError as error:
-        assert "free space" in str(error), error
+    except StorageFullError as error:
+        assert str(file) in str(error) and "MiB free: make room there" in str(error), error
     assert file.read_bytes() == before, "the file isn't as it was"
 try:
     journal.write_weights(3, "ab" * 32, bytes(len(before) + 5000))
     sys.exit("weights that can't fit have been stored")
-except JournalError as error:
-    assert "free space" in str(error), error
+except StorageFullError as error:
+    assert str(folder / "weights") in str(error) and "MiB free: make room there" in str(error), error
 assert not list((folder / "weights").iterdir()), "half-written weights"
 journal.append(record(2, 100))
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -25,7 +24,6 @@ from shared.errors import (
     ConfigError,
     CursorError,
     FingerprintError,
-    JournalError,
     RunExistsError,
     StaleIncarnationError,
     SubbatchError,
@@ -434,34 +432,6 @@ def test_mutual_tls_lets_only_known_clients_in(world: World, tmp_path: Path, cer
         client = connect(server, tls=certificate)
         assert client.open_run(job.info(), cursor=0, restart=False) == (1, [0])
         client.close()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root")
-def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(world: World, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this machine allows no mounts")
-    try:
-        with LiveServer(world, disk / "journal") as server:
-            job, client = Job(world, server.fingerprints), connect(server)
-            client.open_run(job.info(), cursor=0, restart=False)
-            (disk / "filler").write_bytes(bytes(_free_bytes(disk)))
-            with pytest.raises(JournalError, match="No space left"):
-                client.push(0, encode_weights(job.weights(0)))
-            (disk / "filler").unlink()
-            client.push(0, encode_weights(job.weights(0)))
-            client.attach(1, from_step=0, num_steps=6)
-            assert client.selection(0).selection.step == 0
-            client.close()
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def _free_bytes(path: Path) -> int:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
 
 
 def test_the_command_serves_health_and_refuses_a_second_server_on_its_journal(world: World, tmp_path: Path) -> None:
