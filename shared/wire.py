@@ -7,10 +7,12 @@ metadata carries what the rows share.
 from __future__ import annotations
 
 import dataclasses
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
+from shared.arrow_head import plain_batch_rows
 from shared.errors import WireError
 from shared.records import Selection
 
@@ -22,6 +24,9 @@ _COLUMNS = {
     "gain": pa.float32(),
     "num_tokens": pa.int32(),
 }
+_ROW_BYTES = sum(kind.byte_width for kind in _COLUMNS.values())
+_MESSAGES = 2
+_MAX_SHOWN = 400
 _SHARED = ("run", "step", "weights_version", "large_batch_size", "fallback", "wire_version")
 
 
@@ -53,29 +58,10 @@ def decode_selection(payload: bytes) -> Selection:
             field, nulls, no rows or more than the large batch, negative row numbers, or weights that aren't finite and
             non-negative.
     """
-    try:
-        with pa.ipc.open_stream(payload) as reader:
-            batches = list(reader)
-        for batch in batches:
-            batch.validate(full=True)
-        got = [(field.name, field.type) for field in reader.schema]
-        shared = {key.decode(): value.decode() for key, value in (reader.schema.metadata or {}).items()}
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-        raise WireError(f"selection is not an Arrow stream: {error}") from None
-    if len(batches) != 1:
-        raise WireError(f"a selection is one record batch, got {len(batches)}")
-    (batch,) = batches
+    batch, shared = _read_batch(payload)
     missing = [key for key in _SHARED if key not in shared]
     if missing:
         raise WireError(f"selection lacks {', '.join(missing)}")
-    if shared["wire_version"] != str(WIRE_VERSION):
-        raise WireError(
-            f"selection has wire version {shared['wire_version']}, this side speaks {WIRE_VERSION}: "
-            "run the same subbatch release on server and trainers"
-        )
-    # A list, since a column that comes twice is wrong too.
-    if got != list(_COLUMNS.items()):
-        raise WireError(f"a selection has columns {_COLUMNS}, got {got}")
     columns = {}
     for name in _COLUMNS:
         if batch.column(name).null_count:
@@ -107,6 +93,39 @@ def decode_selection(payload: bytes) -> Selection:
     if batch.num_rows == 0 or (selection.index < 0).any() or (selection.num_tokens < 1).any() or not weights_ok:
         raise WireError(f"selection of step {selection.step} has no rows, negative row numbers, or bad weights")
     return selection
+
+
+def _read_batch(payload: bytes) -> tuple[pa.RecordBatch, dict[str, str]]:
+    """The one record batch of a stream and what its rows share; nothing is read before its size is known to be real.
+
+    Raises:
+        WireError: not such a stream, or columns other than a selection's.
+    """
+    try:
+        messages = list(islice(pa.ipc.MessageReader.open_stream(payload), _MESSAGES + 1))
+        kinds = [message.type for message in messages]
+        if kinds != ["schema", "record batch"]:
+            raise WireError(f"a selection is a schema and one record batch, got {kinds}")
+        head, body = messages
+        schema = pa.ipc.read_schema(head)
+        shared = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        if shared.get("wire_version", str(WIRE_VERSION)) != str(WIRE_VERSION):
+            raise WireError(
+                f"selection has wire version {shared['wire_version'][:_MAX_SHOWN]}, this side speaks {WIRE_VERSION}: "
+                "run the same subbatch release on server and trainers"
+            )
+        # A list, since a column that comes twice is wrong too.
+        got = [(field.name, field.type) for field in schema]
+        if got != list(_COLUMNS.items()):
+            raise WireError(f"a selection has columns {_COLUMNS}, got {str(got)[:_MAX_SHOWN]}")
+        rows = plain_batch_rows(body.metadata.to_pybytes())
+        if not 0 <= rows * _ROW_BYTES <= body.body.size:
+            raise WireError(f"a selection claims {rows} rows in {body.body.size} bytes")
+        batch = pa.ipc.read_record_batch(body, schema)
+        batch.validate(full=True)
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+        raise WireError(f"selection is not an Arrow stream: {error}") from None
+    return batch, shared
 
 
 def same_selection(left: Selection, right: Selection) -> bool:
