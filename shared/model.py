@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from shared.adapter_settings import read_adapter_settings
 from shared.config import LoraSettings, ModelConfig
 from shared.errors import ConfigError, ModelError
 
@@ -60,10 +61,8 @@ def add_adapter(model: Any, adapter_json: str) -> Any:
     Raises:
         ModelError: the adapter isn't a LoRA config that PEFT can build on this model.
     """
+    settings = read_adapter_settings(adapter_json)
     try:
-        settings = json.loads(adapter_json)
-        # The trainer's weights are about to be loaded; schemes such as PiSSA would change the base to no purpose.
-        settings["init_lora_weights"] = True
         return get_peft_model(model, LoraConfig(**settings))
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"the trainer's adapter config can't be built on this model: {error}") from error
@@ -102,6 +101,10 @@ def adapter_to_json(model: Any) -> str:
     if not isinstance(config, LoraConfig):
         raise ModelError(f"adapter type {config.peft_type} isn't supported: use LoRA, or full fine-tuning")
     settings = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    if any(isinstance(settings[key], str) for key in ("target_modules", "exclude_modules")):
+        # A selector takes names, not patterns that may take for ever to match: these are what they matched here.
+        settings["target_modules"] = sorted(model.base_model.targeted_module_names)
+        settings["exclude_modules"] = None
     # Where and by which release the adapter was made says nothing about what it is; a run outlives an upgrade of PEFT.
     for local in _LOCAL_SETTINGS:
         settings.pop(local, None)
