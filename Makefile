@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := deploy/constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-all check lint types drift proto constraints clean
+.PHONY: demo test test-all chaos check lint types drift proto constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/train-client demo --out out/demo
@@ -16,6 +16,11 @@ test: $(VENV)/.ready
 
 test-all: $(VENV)/.ready
 	$(BIN)/pytest -m "not gpu" -n 2 --dist worksteal
+
+# Half an hour at most: a job trains while server, ranks and network fail around it and, for root, the disk fills up.
+chaos: $(VENV)/.ready
+	rm -rf out/chaos
+	$(BIN)/python -m tests.chaos --minutes 30 --seed 0 --faults 50 --out out/chaos
 
 check: lint types drift test
 
