@@ -7,15 +7,17 @@ or to helper threads (disk). A run's journal is only written under that run's lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from selector_server.agreement import require_same_fingerprints
+from selector_server.changes import Signal
 from selector_server.engine import SelectionEngine
 from selector_server.hosted_run import HostedRun
 from selector_server.journal import Journal
@@ -59,6 +61,8 @@ class Host:
         *,
         build: BuildEngine,
         max_runs: int,
+        rank_lease_s: float,
+        scoring_processes: int = 1,
         open_journal: Callable[[Path], Journal] = Journal,
     ) -> None:
         """Take up every run whose journal is in `folder`; a damaged one is logged, and refused when it is opened.
@@ -69,10 +73,13 @@ class Host:
             folder: Holds a journal for each run.
             build: Makes the engine of a run; it and its engines are used in the worker thread alone.
             max_runs: Most runs that may be open at a time.
+            rank_lease_s: How long a rank without a stream may be silent before others no longer wait for it.
+            scoring_processes: How many there are, for those who ask.
             open_journal: Opens the journal in a run's folder.
         """
         self._store, self._fingerprints, self._folder = store, fingerprints, folder
         self._build, self._max_runs, self._open_journal = build, max_runs, open_journal
+        self._rank_lease_s, self.scoring_processes = rank_lease_s, scoring_processes
         self._runs: dict[str, HostedRun] = {}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="selector")
         self._wake = asyncio.Event()
@@ -88,7 +95,7 @@ class Host:
             logger.error("run %s can't be resumed: %s", path.name, error)
             return
         if run.incarnation:
-            self._runs[path.name] = HostedRun(run)
+            self._runs[path.name] = HostedRun(run, rank_lease_s=self._rank_lease_s)
             self._refuse_foreign(run)
             logger.info("run %s resumed from its journal at step %d", path.name, run.next_step)
 
@@ -148,7 +155,7 @@ class Host:
             "run %s opened at step %d, incarnation %d, %d ranks, missing weights %s",
             info.name, cursor, hosted.run.incarnation, info.world_size, missing,
         )  # fmt: skip
-        await self.notify(hosted)
+        self.notify(hosted)
         return hosted.run.incarnation, missing
 
     async def _open_locked(
@@ -193,19 +200,25 @@ class Host:
             )
 
     def _add(self, name: str) -> HostedRun:
-        hosted = HostedRun(Run(self._open_journal(self._folder / name)))
+        hosted = HostedRun(Run(self._open_journal(self._folder / name)), rank_lease_s=self._rank_lease_s)
         self._runs[name] = hosted
         return hosted
 
-    async def notify(self, hosted: HostedRun) -> None:
-        """Tell the run's listeners and the scheduler that something changed."""
-        self._wake.set()
-        async with hosted.changed:
-            hosted.revision += 1
-            hosted.changed.notify_all()
+    def notify(self, hosted: HostedRun) -> None:
+        """Tell the scheduler, the run's streams and its watchers that something changed."""
+        hosted.published.fire()
+        self.notify_watchers(hosted)
 
-    async def watch(self, hosted: HostedRun) -> AsyncIterator[None]:
-        """Yield now and after every change of a run.
+    def notify_watchers(self, hosted: HostedRun) -> None:
+        """Tell the scheduler and the run's watchers of a change that gives the streams nothing to do."""
+        self._wake.set()
+        hosted.changed.fire()
+
+    async def watch(self, signal: Signal) -> AsyncIterator[None]:
+        """Yield now and after a run's changes.
+
+        Args:
+            signal: A hosted run's.
 
         Raises:
             UnavailableError: the server is stopping; the listener may come back to the next one.
@@ -213,13 +226,47 @@ class Host:
         while True:
             if self._stopping:
                 raise UnavailableError("the server is stopping")
-            seen = hosted.revision
+            seen = signal.count
             yield
-            async with hosted.changed:
-                await hosted.changed.wait_for(lambda seen=seen: hosted.revision != seen)  # type: ignore[misc]
+            await signal.past(seen)
 
-    async def push(self, name: str, incarnation: int, version: int, payload: bytes, sha256: str) -> None:
+    @contextlib.contextmanager
+    def stream(self, hosted: HostedRun, rank: int) -> Iterator[None]:
+        """While a stream to a rank is open, the rank is there; its end begins a lease.
+
+        Raises:
+            WireError: no such rank.
+        """
+        try:
+            with hosted.stream(rank):
+                self.notify_watchers(hosted)
+                yield
+        finally:
+            self.notify_watchers(hosted)
+
+    def report(self, name: str, incarnation: int, *, rank: int, completed: int) -> None:
+        """Note how many steps a rank has completed.
+
+        Raises:
+            StaleIncarnationError, WireError: refused; nothing changed.
+        """
+        hosted = self.get(name)
+        hosted.run.require_incarnation(incarnation)
+        hosted.report(rank, completed)
+        self.notify_watchers(hosted)
+
+    async def push(
+        self, name: str, incarnation: int, version: int, payload: bytes, sha256: str, *, began: float
+    ) -> None:
         """Check weights against the hash and the tensors they claim to be, and make them durable.
+
+        Args:
+            name: Of the run.
+            incarnation: Of the job that pushes.
+            version: Of the weights.
+            payload: Their safetensors.
+            sha256: What the payload is to have.
+            began: When their first byte arrived, on the clock of `time.perf_counter`.
 
         Raises:
             StaleIncarnationError, WeightsError, JournalError: refused; nothing changed.
@@ -238,7 +285,8 @@ class Host:
 
         await _to_the_end(locked())
         logger.info("run %s has weights version %d, %d bytes", name, version, len(payload))
-        await self.notify(hosted)
+        hosted.receive_seconds[version] = time.perf_counter() - began
+        self.notify_watchers(hosted)
 
     async def close_run(self, name: str, incarnation: int) -> None:
         """End a run and free its engine."""
@@ -252,7 +300,7 @@ class Host:
 
         await _to_the_end(locked())
         logger.info("run %s closed at step %d", name, hosted.run.next_step)
-        await self.notify(hosted)
+        self.notify(hosted)
 
     async def schedule(self) -> None:
         """Select for the runs that can go on, first for whose trainer would be the first to wait, until `stop`."""
@@ -260,11 +308,21 @@ class Host:
             self._wake.clear()
             # A run whose lock is taken is changing, and notifies when it is done.
             runs = [hosted for _, hosted in sorted(self._runs.items()) if not hosted.lock.locked()]
-            ready = [hosted for hosted in runs if hosted.run.selectable_step() is not None]
+            for hosted in runs:
+                if hosted.expire_leases():
+                    hosted.changed.fire()
+            ready = [hosted for hosted in runs if hosted.selectable_step() is not None]
             if not ready:
-                await self._wake.wait()
+                await self._woken(runs)
                 continue
             await self._select_next(min(ready, key=lambda hosted: hosted.deadline))
+
+    async def _woken(self, runs: Sequence[HostedRun]) -> None:
+        """Wait for a change, or for the next lease that runs out."""
+        expiries = [at for hosted in runs if not hosted.run.closed and (at := hosted.leases.next_expiry) is not None]
+        seconds = max(0.0, min(expiries) - time.monotonic()) if expiries else None
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), timeout=seconds)
 
     async def _select_next(self, hosted: HostedRun) -> None:
         """Compute and publish one selection; a run that was opened again meanwhile gets nothing from this."""
@@ -279,8 +337,7 @@ class Host:
                 hosted.engine = engine
                 clock = time.perf_counter()
                 await asyncio.to_thread(run.add_selection, message, scores)
-                hosted.journal_seconds[step] = time.perf_counter() - clock
-                hosted.selected(step)
+                hosted.selected(message, journal_seconds=time.perf_counter() - clock)
         except StorageFullError as error:
             self._hold(hosted, incarnation, error)
         except SubbatchError as error:
@@ -288,7 +345,7 @@ class Host:
         except Exception as error:  # a bug or a device error: the trainers must hear of it, and other runs go on
             logger.exception("run %s: step %d failed", run.info.name, step)
             self._fail(hosted, incarnation, SelectionError(f"run {run.info.name!r}, step {step}: {error!r}"))
-        await self.notify(hosted)
+        self.notify(hosted)
 
     def _fail(self, hosted: HostedRun, incarnation: int, error: SubbatchError) -> None:
         if hosted.run.incarnation == incarnation:
@@ -315,7 +372,7 @@ class Host:
         self._stopping = True
         self._wake.set()
         for hosted in self._runs.values():
-            await self.notify(hosted)
+            self.notify(hosted)
 
     def close(self) -> None:
         """Let go of the worker and the journals, when nothing is served any more."""

@@ -3,37 +3,78 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from selector_server.changes import Signal
 from selector_server.deadline import Pace
 from selector_server.engine import SelectionEngine
+from selector_server.leases import Leases, ranks_in_words
+from selector_server.outgoing import Outgoing
 from selector_server.run import Run
+from shared.pb.v1 import selector_pb2 as pb
+
+logger = logging.getLogger(__name__)
 
 
 class HostedRun:
-    """One run of a server; used on the server's event loop alone."""
+    """One run of a server; used on the server's event loop alone.
 
-    def __init__(self, run: Run) -> None:
+    Attributes:
+        published: Fires where the streams of selections have something to do; not at every rank's report, or each
+            report of one rank would wake all.
+        changed: Fires at any change.
+        outgoing: What the streams send.
+        receive_seconds: By version, how long its push took, until the selection that uses it first tells the ranks.
+    """
+
+    def __init__(self, run: Run, *, rank_lease_s: float) -> None:
         self.run = run
         self.lock = asyncio.Lock()
-        self.changed = asyncio.Condition()
-        self.revision = 0
+        self.published, self.changed = Signal(), Signal()
+        self.outgoing = Outgoing(run)
         self.engine: SelectionEngine | None = None
-        self.journal_seconds: dict[int, float] = {}
         self.receive_seconds: dict[int, float] = {}
+        self._rank_lease_s = rank_lease_s
         self._there_since: dict[int, float] = {}
         self.pace = Pace(0, time.monotonic())
+        self.leases = Leases((), lease_s=rank_lease_s, now=time.monotonic())
         if run.incarnation:
             self.opened()
 
     def opened(self) -> None:
         """The run was opened, here or before the server began: its trainer is about to want the cursor's selection."""
-        self._there_since = {}
-        self.pace = Pace(max(self.run.completed.values()), time.monotonic(), self.pace.step_seconds)
+        now = time.monotonic()
+        self._there_since, self.receive_seconds = {}, {}
+        self.pace = Pace(max(self.run.completed.values()), now, self.pace.step_seconds)
+        self.leases = Leases(self.run.completed, lease_s=self._rank_lease_s, now=now)
 
-    def selected(self, step: int) -> None:
-        """The selection of a step is there for the ranks."""
-        self._there_since[step] = time.monotonic()
+    def selected(self, message: pb.SelectionMessage, *, journal_seconds: float) -> None:
+        """The selection of a step is durable, and there for the ranks."""
+        self._there_since[message.step] = time.monotonic()
+        is_first = message.step == self.run.info.timing.steps_using(message.weights_version).start
+        receive_seconds = self.receive_seconds.pop(message.weights_version, 0.0) if is_first else 0.0
+        self.outgoing.add(message, journal_seconds=journal_seconds, receive_seconds=receive_seconds)
+
+    # ---- ranks
+
+    @contextmanager
+    def stream(self, rank: int) -> Iterator[None]:
+        """While a stream to a rank is open, the rank is there.
+
+        Raises:
+            WireError: no such rank.
+        """
+        leases = self.leases  # of this incarnation; the stream may outlive it
+        self.run.require_rank(rank)
+        if leases.stream_opened(rank):
+            self._log_return(rank)
+        try:
+            yield
+        finally:
+            leases.stream_ended(rank, time.monotonic())
 
     def report(self, rank: int, completed: int) -> None:
         """Note how many steps a rank has completed.
@@ -42,8 +83,41 @@ class HostedRun:
             WireError: no such rank, or more steps than the run has.
         """
         self.run.report_progress(rank, completed)
-        self.pace = self.pace.after(completed, now=time.monotonic(), there_since=self._trains_since)
+        now = time.monotonic()
+        if self.leases.heard(rank, now):
+            self._log_return(rank)
+        self.pace = self.pace.after(completed, now=now, there_since=self._trains_since)
         self._there_since = {step: at for step, at in self._there_since.items() if step >= self.pace.completed}
+
+    def expire_leases(self) -> bool:
+        """Stop waiting for ranks that have been silent for too long; whether there are new ones."""
+        if self.run.closed:
+            return False
+        gone = self.leases.expire(time.monotonic())
+        if gone:
+            logger.warning(
+                "run %s: step %d: %s silent for %.0f s: %s", self.run.info.name, self.run.next_step,
+                ranks_in_words(gone), self._rank_lease_s,
+                "others no longer wait for them; they get every selection when they are back" if self.leases.gone
+                else "no rank is here, so nothing is worked ahead",
+            )  # fmt: skip
+        return bool(gone)
+
+    def _log_return(self, rank: int) -> None:
+        logger.info(
+            "run %s: step %d: rank %d is back, with %d steps completed",
+            self.run.info.name, self.run.next_step, rank, self.run.completed[rank],
+        )  # fmt: skip
+
+    # ---- what is next
+
+    def selectable_step(self) -> int | None:
+        """The step to select now; None where there is none."""
+        return self.run.selectable_step(gone=self.leases.gone)
+
+    def waits_for(self) -> str:
+        """What keeps the next selection from being computed, in words; empty where nothing does."""
+        return self.run.waits_for(gone=self.leases.gone)
 
     @property
     def deadline(self) -> float:

@@ -8,6 +8,7 @@ model: `host.py` calls it from one thread at a time.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 
 from selector_server.agreement import require_same
 from selector_server.journal import Journal
@@ -142,12 +143,16 @@ class Run(RunState):
 
     # ---- selections
 
-    def selectable_step(self) -> int | None:
+    def selectable_step(self, *, gone: Collection[int] = ()) -> int | None:
         """The step to select now, or None where the run is closed, done, failed, far enough ahead or lacks weights."""
-        return None if self.waits_for() else self._next_step
+        return None if self.waits_for(gone=gone) else self._next_step
 
-    def waits_for(self) -> str:
-        """What keeps the next selection from being computed, in words; empty where nothing does."""
+    def waits_for(self, *, gone: Collection[int] = ()) -> str:
+        """What keeps the next selection from being computed, in words; empty where nothing does.
+
+        Args:
+            gone: Ranks that hold nobody back, never all of them.
+        """
         step = self._next_step
         if not self.incarnation:
             return "being opened"
@@ -159,7 +164,7 @@ class Run(RunState):
             return f"room on the server's disk: {self.held}"
         if step >= self.info.timing.num_steps:
             return "nothing: every step is selected"
-        slowest = min(self.completed, key=lambda rank: self.completed[rank])
+        slowest = min((rank for rank in self.completed if rank not in gone), key=self.completed.__getitem__)
         if step > self.completed[slowest] + self.info.timing.lookahead:
             return f"rank {slowest}, which has completed {self.completed[slowest]} steps"
         version = self.info.timing.weights_version(step)
@@ -222,14 +227,22 @@ class Run(RunState):
 
     # ---- ranks
 
+    def require_rank(self, rank: int) -> None:
+        """Refuse a rank that the run doesn't have.
+
+        Raises:
+            WireError: no such rank.
+        """
+        if rank not in self.completed:
+            raise WireError(f"run {self.info.name!r} has ranks 0 to {len(self.completed) - 1}, got rank {rank}")
+
     def report_progress(self, rank: int, completed: int) -> None:
         """Note how many steps a rank has completed; an older report that arrives late changes nothing.
 
         Raises:
             WireError: no such rank, or more steps than the run has.
         """
-        if rank not in self.completed:
-            raise WireError(f"run {self.info.name!r} has ranks 0 to {len(self.completed) - 1}, got rank {rank}")
+        self.require_rank(rank)
         if completed > self.info.timing.num_steps:
             raise WireError(f"run {self.info.name!r} has {self.info.timing.num_steps} steps, got {completed} completed")
         self.completed[rank] = max(self.completed[rank], completed)

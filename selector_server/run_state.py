@@ -75,7 +75,19 @@ class RunState:
         Raises:
             JournalError: the journal no longer holds what it held.
         """
-        record = self.journal.read(self._selections[step])
+        return self.selection_at(step, self.selection_offset(step))
+
+    def selection_offset(self, step: int) -> int:
+        """Where in the journal the selection of a step is, which never holds another one."""
+        return self._selections[step]
+
+    def selection_at(self, step: int, offset: int) -> selector_pb2.SelectionMessage:
+        """The selection of a step that the journal holds at an offset, also where a rewind has set it aside since.
+
+        Raises:
+            JournalError: the journal no longer holds what it held.
+        """
+        record = self.journal.read(offset)
         if record.WhichOneof("kind") != "selection" or record.selection.step != step:
             raise JournalError(f"journal {self.journal.folder} doesn't hold the selection of step {step} where it was")
         return record.selection

@@ -82,6 +82,8 @@ async def serve(
             config.server.journal,
             build=TeamEngines(team, model, store).build if team else partial(build_engine, model, store),
             max_runs=config.server.max_runs,
+            rank_lease_s=config.server.rank_lease_s,
+            scoring_processes=team.size if team else 1,
             open_journal=partial(
                 Journal, keep_scores=config.server.keep_scores, retain_weights=config.server.retain_weights
             ),

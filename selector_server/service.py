@@ -25,6 +25,8 @@ from shared.weights import CHUNK_BYTES
 
 logger = logging.getLogger(__name__)
 
+# A run of hundreds of ranks changes hundreds of times a step; nobody reads that fast.
+_SECONDS_BETWEEN_STATUSES = 0.1
 _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -90,22 +92,19 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         run, step = hosted.run, request.from_step
         if step < 0:
             raise WireError(f"run {request.run!r} has no step {step}")
-        async for _ in self._host.watch(hosted):
-            run.require_incarnation(request.incarnation)
-            while run.has_selection(step):
-                message = await asyncio.to_thread(run.selection, step)
-                message.times.journal_seconds = hosted.journal_seconds.get(step, 0.0)
-                version = message.weights_version
-                if step == run.info.timing.steps_using(version).start:
-                    message.times.receive_seconds = hosted.receive_seconds.get(version, 0.0)
-                message.history = b""  # the trainers have no use for it
+        run.require_incarnation(request.incarnation)
+        with self._host.stream(hosted, request.rank):
+            async for _ in self._host.watch(hosted.published):
                 run.require_incarnation(request.incarnation)
-                yield message
-                step += 1
-            if step >= run.info.timing.num_steps:
-                return
-            if run.failure:
-                raise run.failure
+                while run.has_selection(step):
+                    message = await hosted.outgoing.message(step)
+                    run.require_incarnation(request.incarnation)
+                    yield message  # goes on when the client's window has room: one message at most waits here
+                    step += 1
+                if step >= run.info.timing.num_steps:
+                    return
+                if run.failure:
+                    raise run.failure
 
     @_unary
     async def PushWeights(
@@ -146,8 +145,9 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
             raise WeightsError(
                 f"weights version {header.version} ended after {len(payload)} of {header.num_bytes} bytes: push again"
             )
-        await self._host.push(header.run, header.incarnation, header.version, bytes(payload), header.sha256)
-        hosted.receive_seconds[header.version] = time.perf_counter() - clock
+        await self._host.push(
+            header.run, header.incarnation, header.version, bytes(payload), header.sha256, began=clock
+        )
         return pb.PushWeightsReply(durable_version=header.version)
 
     @_unary
@@ -155,26 +155,24 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         self, request: pb.ReportProgressRequest, context: grpc.aio.ServicerContext
     ) -> pb.ReportProgressReply:
         """Note a rank's progress."""
-        hosted = self._host.get(request.run)
-        hosted.run.require_incarnation(request.incarnation)
-        hosted.report(request.rank, request.completed)
-        await self._host.notify(hosted)
+        self._host.report(request.run, request.incarnation, rank=request.rank, completed=request.completed)
         return pb.ReportProgressReply()
 
     @_stream
     async def WatchRun(
         self, request: pb.WatchRunRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.RunStatus]:
-        """Send the status of a run now and after every change, or of every run once."""
+        """Send the status of a run now and after its changes, many of them at once, or of every run once."""
         if not request.run:
             for name in self._host.names:
-                yield await _status(self._host.get(name))
+                yield await self._status(self._host.get(name))
             return
         hosted = self._host.get(request.run)
-        async for _ in self._host.watch(hosted):
-            yield await _status(hosted)
+        async for _ in self._host.watch(hosted.changed):
+            yield await self._status(hosted)
             if hosted.run.closed:
                 return
+            await asyncio.sleep(_SECONDS_BETWEEN_STATUSES)
 
     @_unary
     async def CloseRun(self, request: pb.CloseRunRequest, context: grpc.aio.ServicerContext) -> pb.CloseRunReply:
@@ -182,21 +180,23 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         await self._host.close_run(request.run, request.incarnation)
         return pb.CloseRunReply()
 
-
-async def _status(hosted: HostedRun) -> pb.RunStatus:
-    """How a run stands between two changes, which disk threads make under its lock."""
-    run = hosted.run
-    async with hosted.lock:
-        return pb.RunStatus(
-            run=run.info.name,
-            incarnation=run.incarnation,
-            num_steps=run.info.timing.num_steps,
-            next_step=run.next_step,
-            completed=run.completed,
-            weights_versions=run.weights_versions,
-            waits_for=run.waits_for() or "scoring",
-            closed=run.closed,
-        )
+    async def _status(self, hosted: HostedRun) -> pb.RunStatus:
+        """How a run stands between two changes, which disk threads make under its lock."""
+        run = hosted.run
+        async with hosted.lock:
+            return pb.RunStatus(
+                run=run.info.name,
+                incarnation=run.incarnation,
+                num_steps=run.info.timing.num_steps,
+                next_step=run.next_step,
+                completed=run.completed,
+                weights_versions=run.weights_versions,
+                waits_for=hosted.waits_for() or "scoring",
+                closed=run.closed,
+                silent_seconds=hosted.leases.silent_seconds(time.monotonic()),
+                gone_ranks=hosted.leases.away,
+                scoring_processes=self._host.scoring_processes,
+            )
 
 
 def _payload_bound(info: RunInfo) -> int:

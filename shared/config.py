@@ -110,6 +110,8 @@ class ServerConfig(Branch):
     retain_weights: Annotated[int, Field(ge=0)] = 0
     # How long a scoring process may be silent, or at work without getting further, before the server stops.
     worker_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    # How long a rank without an open stream may be silent before the server works ahead of it.
+    rank_lease_s: Annotated[float, Field(gt=0)] = 60.0
     # Most runs that are open at a time.
     max_runs: Positive = 16
     max_weights_bytes: Positive = 64 * 2**30

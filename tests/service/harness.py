@@ -39,6 +39,7 @@ class LiveServer:
         token: str = "",
         tls: TlsConfig | None = None,
         max_runs: int = 4,
+        rank_lease_s: float = 60.0,
         open_journal: Callable[[Path], Journal] = Journal,
     ) -> None:
         self.model = load_base_model(ModelConfig(path=str(world.model)), torch.device("cpu"))
@@ -47,7 +48,7 @@ class LiveServer:
             self.store.fingerprint, self.store.manifest.tokenizer.fingerprint, base_fingerprint(self.model)
         )
         self._folder, self._token, self._tls, self._max_runs = folder, token, tls, max_runs
-        self._open_journal = open_journal
+        self._open_journal, self._rank_lease_s = open_journal, rank_lease_s
         self._port = 0
         self.start()
 
@@ -81,6 +82,7 @@ class LiveServer:
             self._folder,
             build=partial(build_engine, self.model, self.store),
             max_runs=self._max_runs,
+            rank_lease_s=self._rank_lease_s,
             open_journal=self._open_journal,
         )
         server = grpc.aio.server(

@@ -235,7 +235,7 @@ def test_a_push_whose_client_goes_away_half_way_leaves_nothing_half_done(
         write_weights(self, *arguments)
 
     monkeypatch.setattr(Journal, "write_weights", slow_write)
-    push = server.host.push("run", 1, 0, payload, content_hash(payload))
+    push = server.host.push("run", 1, 0, payload, content_hash(payload), began=0.0)
     call = asyncio.run_coroutine_threadsafe(push, server._loop)
     assert writing.wait(30)
     call.cancel()  # what gRPC does when the client's connection breaks

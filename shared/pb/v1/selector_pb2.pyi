@@ -184,7 +184,7 @@ class WatchRunRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run", "incarnation", "num_steps", "next_step", "completed", "weights_versions", "waits_for", "closed")
+    __slots__ = ("run", "incarnation", "num_steps", "next_step", "completed", "weights_versions", "waits_for", "closed", "silent_seconds", "gone_ranks", "scoring_processes")
     class CompletedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +192,13 @@ class RunStatus(_message.Message):
         key: int
         value: int
         def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    class SilentSecondsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     RUN_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +207,9 @@ class RunStatus(_message.Message):
     WEIGHTS_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
+    SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GONE_RANKS_FIELD_NUMBER: _ClassVar[int]
+    SCORING_PROCESSES_FIELD_NUMBER: _ClassVar[int]
     run: str
     incarnation: int
     num_steps: int
@@ -208,7 +218,10 @@ class RunStatus(_message.Message):
     weights_versions: _containers.RepeatedScalarFieldContainer[int]
     waits_for: str
     closed: bool
-    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., num_steps: _Optional[int] = ..., next_step: _Optional[int] = ..., completed: _Optional[_Mapping[int, int]] = ..., weights_versions: _Optional[_Iterable[int]] = ..., waits_for: _Optional[str] = ..., closed: _Optional[bool] = ...) -> None: ...
+    silent_seconds: _containers.ScalarMap[int, float]
+    gone_ranks: _containers.RepeatedScalarFieldContainer[int]
+    scoring_processes: int
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., num_steps: _Optional[int] = ..., next_step: _Optional[int] = ..., completed: _Optional[_Mapping[int, int]] = ..., weights_versions: _Optional[_Iterable[int]] = ..., waits_for: _Optional[str] = ..., closed: _Optional[bool] = ..., silent_seconds: _Optional[_Mapping[int, float]] = ..., gone_ranks: _Optional[_Iterable[int]] = ..., scoring_processes: _Optional[int] = ...) -> None: ...
 
 class CloseRunRequest(_message.Message):
     __slots__ = ("run", "incarnation")

@@ -95,14 +95,15 @@ class SelectorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportProgress(self, request, context):
-        """How many steps a rank has attempted. The server works at most `lookahead` steps past the slowest rank.
+        """How many steps a rank has attempted. The server works at most `lookahead` steps past the slowest rank that is
+        there: that has a stream of selections open, or was heard within the server's rank_lease_s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchRun(self, request, context):
-        """The state of one run, or of all of them, now and after every change.
+        """The state of one run now and after its changes, ten times a second at most; or of all of them, once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
