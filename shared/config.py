@@ -23,10 +23,13 @@ from pydantic_settings import (
 
 from shared.branch import Branch, Positive
 from shared.errors import ConfigError
+from shared.limits_config import LimitsConfig
 from shared.selection_config import SelectionConfig
 from shared.timing import Timing
 
 _ENV_PREFIX, _ENV_DELIMITER = "SUBBATCH_", "__"
+# Secrets are no part of the tree, so that no dump of it can show them: shared/tokens.py.
+TOKEN_VARIABLE, TOKENS_VARIABLE = "SUBBATCH_TOKEN", "SUBBATCH_TOKENS"
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
@@ -114,9 +117,14 @@ class ServerConfig(Branch):
     rank_lease_s: Annotated[float, Field(gt=0)] = 60.0
     # Most runs that are open at a time.
     max_runs: Positive = 16
+    # Of one version of a run's weights; what its tensors take is a limit of its own.
     max_weights_bytes: Positive = 64 * 2**30
+    # Who may call: a `name:token` a line, or one bare token. Without it, the environment's SUBBATCH_TOKENS.
     token_file: Path | None = None
     tls: TlsConfig | None = None
+    # Listen on other than loopback addresses although calls aren't encrypted, or anybody may call.
+    insecure: bool = False
+    limits: LimitsConfig = LimitsConfig()
 
 
 class ClientConfig(Branch):
@@ -129,8 +137,16 @@ class ClientConfig(Branch):
     connect_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     wait_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     call_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    # When the server is away: `wait` for it, for wait_timeout_s; `fail` at once; or `sample`: go on, on the first rows of
+    # each step's own draw, until it is back. A server is away that has answered nothing for away_after_s; one that
+    # scores isn't.
+    on_unavailable: Literal["wait", "fail", "sample"] = "wait"
+    away_after_s: Annotated[float, Field(gt=0)] = 10.0
+    # The trainers' own token. Without it, the environment's SUBBATCH_TOKEN.
     token_file: Path | None = None
     tls: TlsConfig | None = None
+    # Send the token to other than loopback addresses although the call isn't encrypted.
+    insecure: bool = False
 
     @model_validator(mode="after")
     def _replay_has_a_recording(self) -> ClientConfig:
@@ -138,6 +154,11 @@ class ClientConfig(Branch):
             raise ValueError(
                 f"selector {self.selector!r} and replay {self.replay} don't go together: give selector 'replay' and "
                 "replay the train.output of an earlier run, or neither"
+            )
+        if self.selector in ("inline", "replay") and self.on_unavailable != "wait":
+            raise ValueError(
+                f"on_unavailable {self.on_unavailable!r} is for a server that may be away, selector is "
+                f"{self.selector!r}: leave on_unavailable at 'wait'"
             )
         return self
 
@@ -268,7 +289,7 @@ def _unknown_variables() -> list[str]:
     return [
         f"environment variable {name} names no key; known ones begin with {', '.join(branches)}"
         for name in ours
-        if not name.startswith(tuple(branches))
+        if not name.startswith(tuple(branches)) and name not in (TOKEN_VARIABLE, TOKENS_VARIABLE)
     ]
 
 

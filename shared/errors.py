@@ -17,6 +17,9 @@
     ├── LoopError              a training loop that would apply a wrong gradient
     ├── SandboxError           programs of a model can't be confined here, so none is run
     ├── UnauthenticatedError   missing or wrong token
+    ├── NotOwnerError          a run that belongs to another token
+    ├── LimitError             more than the server takes, or takes at a time
+    ├── TooSlowError           a call that sends too little for too long
     └── UnavailableError       the server didn't answer before the deadline
 
 Errors of lower layers are turned into these where they enter: gRPC's in `to_status` and `from_rpc_error` below.
@@ -25,6 +28,8 @@ Errors of lower layers are turned into these where they enter: gRPC's in `to_sta
 from __future__ import annotations
 
 import grpc
+
+from shared.handshake import connection_remedy
 
 ERROR_KEY = "subbatch-error"
 # gRPC percent-encodes a message into a header and drops it, with the error's name, where headers exceed 8 KiB.
@@ -99,6 +104,18 @@ class UnauthenticatedError(SubbatchError):
     """Missing or wrong token."""
 
 
+class NotOwnerError(SubbatchError):
+    """A run that belongs to another token."""
+
+
+class LimitError(SubbatchError):
+    """More than the server takes, or takes at a time: one of `server.limits`."""
+
+
+class TooSlowError(SubbatchError):
+    """A call that sends too little for too long."""
+
+
 class UnavailableError(SubbatchError):
     """The server didn't answer before the deadline."""
 
@@ -121,6 +138,9 @@ _STATUS: dict[type[SubbatchError], grpc.StatusCode] = {
     LoopError: grpc.StatusCode.INTERNAL,
     SandboxError: grpc.StatusCode.INTERNAL,
     UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    NotOwnerError: grpc.StatusCode.PERMISSION_DENIED,
+    LimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooSlowError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 _BY_NAME = {cls.__name__: cls for cls in _STATUS}
@@ -151,7 +171,10 @@ def from_rpc_error(error: grpc.RpcError, *, doing: str) -> SubbatchError:
     if name in _BY_NAME:
         return _BY_NAME[name](details)
     if code in RETRYABLE:
-        return UnavailableError(f"{doing}: {code.name.lower()}: {details}")
+        remedy = connection_remedy(details)
+        return UnavailableError(f"{doing}: {code.name.lower()}: {f'{remedy} ({details})' if remedy else details}")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return UnauthenticatedError(f"{doing}: {details}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's own, where a message is larger than either side takes
+        return LimitError(f"{doing}: {details}: ask for less at a time, or raise server.limits")
     return WireError(f"{doing}: unexpected gRPC status {code.name}: {details}")

@@ -1,0 +1,34 @@
+"""What to do about a connection that couldn't be set up, from the words of gRPC's TLS library."""
+
+from __future__ import annotations
+
+_SETTING_UP = "failed to connect to all addresses"
+# From the most to the least telling; all words of one entry must be there.
+_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("CERTIFICATE_VERIFY_FAILED", "expired"), "the server's certificate has expired: replace the files of server.tls"),
+    (("CERTIFICATE_VERIFY_FAILED", "not yet valid"), "the server's certificate isn't valid yet: compare the clocks"),
+    (
+        ("CERTIFICATE_VERIFY_FAILED",),
+        "the server's certificate isn't signed by the CA of client.tls.ca: give the ca.pem that belongs to server.tls",
+    ),
+    (("BAD_SIGNATURE",), "client.tls.ca is another CA than the one that signed the server's certificate: copy it again"),
+    (
+        ("Hostname Verification",),
+        "the server's certificate is for other names than client.selector has: make one with `selector-server certs "
+        "--host NAME`, or use a name it has",
+    ),
+    (("WRONG_VERSION_NUMBER",), "the server doesn't speak TLS: leave client.tls out, or set server.tls"),
+    (
+        (_SETTING_UP, "Socket closed"),
+        "the server ended the connection while it was set up: it wants TLS (set client.tls), or a client certificate "
+        "that its CA signed and that hasn't expired (client.tls.certificate and key); its log says which",
+    ),
+)
+
+
+def connection_remedy(details: str) -> str:
+    """What to do about it, or nothing where the words say nothing of a cause on either side."""
+    for words, remedy in _REMEDIES:
+        if all(word in details for word in words):
+            return remedy
+    return ""
