@@ -119,14 +119,23 @@ class Store:
         """One row; its `input_ids` is a read-only view, int32 [num_tokens].
 
         Raises:
-            DataError: number outside [0, len(store)).
+            DataError: number outside [0, len(store)), or a row that has been damaged on the disk.
         """
         if not 0 <= number < len(self):
             raise self._out_of_range(number)
         batch = bisect.bisect_right(self._batch_starts, number) - 1
         local = number - self._batch_starts[batch]
-        start, end = self._offsets[batch][local : local + 2]
-        return Row(self._ids[batch][start:end], int(self._num_prompt_tokens[batch][local]))
+        start, end = self._offsets[batch][local : local + 2].tolist()
+        row = Row(self._ids[batch][start:end], int(self._num_prompt_tokens[batch][local]))
+        # What no model could take, and would answer with an index error far from here.
+        if not (
+            0 <= start
+            and 0 <= row.num_prompt_tokens < len(row.input_ids) == end - start
+            and 0 <= row.input_ids.min()
+            and row.input_ids.max() <= self.manifest.max_token_id
+        ):
+            raise DataError(f"row {number} of store {self.path} has been damaged: copy the store again, or prepare it")
+        return row
 
     def rows(self, index: Index) -> list[Row]:
         """The rows of an index [n], in its order.

@@ -6,6 +6,7 @@ isn't an intact frame is damage, also in the last one: nobody may lose a record 
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from dataclasses import dataclass
@@ -85,11 +86,12 @@ def judge(file: BinaryIO, offset: int, size: int) -> Literal["torn", "damaged"]:
     end = None if fields is None else offset + HEAD_BYTES + fields[0] + fields[1]
     if end is not None and end != size:
         return "torn" if end > size else "damaged"
-    file.seek(offset)
-    rest = file.read(size - offset)
-    if end is None and _holds_frame(file, rest, offset, size):
-        return "damaged"
-    return "torn" if _never_arrived(rest, offset) else "damaged"
+    if size - offset > HEAD_BYTES + 2 * MAX_BYTES:
+        return "damaged"  # more than one frame, and a crash leaves but the last one incomplete
+    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
+        if end is None and _holds_frame(file, data, offset):
+            return "damaged"
+        return "torn" if _never_arrived(data, offset) else "damaged"
 
 
 def other_format(file: BinaryIO) -> int | None:
@@ -112,20 +114,20 @@ def _read_head(file: BinaryIO, offset: int) -> tuple[int, int, int, int] | None:
     return length, attachment_bytes, crc, attachment_crc
 
 
-def _holds_frame(file: BinaryIO, rest: bytes, offset: int, size: int) -> bool:
-    """Whether an intact frame starts in `rest`, past its first byte."""
-    at = rest.find(_MAGIC, 1)
+def _holds_frame(file: BinaryIO, data: mmap.mmap, offset: int) -> bool:
+    """Whether an intact frame starts past the byte at `offset`."""
+    at = data.find(_MAGIC, offset + 1)
     while at >= 0:
-        if read_frame(file, offset + at, size) is not None:
+        if read_frame(file, at, len(data)) is not None:
             return True
-        at = rest.find(_MAGIC, at + 1)
+        at = data.find(_MAGIC, at + 1)
     return False
 
 
-def _never_arrived(rest: bytes, offset: int) -> bool:
+def _never_arrived(data: mmap.mmap, offset: int) -> bool:
     """Whether zeros stand at the end or in the place of a whole sector, as where data had not reached the disk."""
-    if rest.endswith(b"\0"):
+    if data[-1] == 0:
         return True
-    first = -offset % _SECTOR_BYTES
+    first = offset + -offset % _SECTOR_BYTES
     zeros = bytes(_SECTOR_BYTES)
-    return any(rest[at : at + _SECTOR_BYTES] == zeros for at in range(first, len(rest), _SECTOR_BYTES))
+    return any(data[at : at + _SECTOR_BYTES] == zeros for at in range(first, len(data), _SECTOR_BYTES))

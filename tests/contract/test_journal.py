@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,6 +197,29 @@ def test_reading_where_no_record_begins_is_an_error(tmp_path: Path) -> None:
     for offset in (offsets[1] + 1, offsets[1] - 1, len(data), len(data) + 100):
         with pytest.raises(JournalError, match=f"byte {offset}"):
             journal.read(offset)
+
+
+def test_damage_at_the_beginning_of_a_large_file_is_told_without_reading_it_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    for step in range(2):
+        journal.append(a_record(step), bytes([7]) * (32 << 20))
+    journal.close()
+    with (tmp_path / "journal.bin").open("r+b") as file:
+        file.write(b"?")
+    tracemalloc.start()
+    try:
+        with pytest.raises(JournalError, match="damaged at byte 0 of"):
+            steps(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    # More than a frame can be isn't even searched: a crash leaves but one incomplete.
+    monkeypatch.setattr(frames, "MAX_BYTES", 16 << 20)
+    monkeypatch.setattr(mmap, "mmap", pytest.fail)
+    with pytest.raises(JournalError, match="damaged at byte 0 of"):
+        steps(tmp_path)
 
 
 # ---- what is attached to a record

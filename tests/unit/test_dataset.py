@@ -240,6 +240,21 @@ def test_a_store_that_is_not_whole_is_one_clear_line(
     assert str(tmp_path / "store") in str(caught.value)
 
 
+@pytest.mark.parametrize(("was", "becomes"), [(70000, 70001), (70000, -1)])
+def test_a_token_that_no_model_of_the_store_has_is_damage_of_its_row_alone(
+    store: Store, tmp_path: Path, was: int, becomes: int
+) -> None:
+    file = tmp_path / "store" / ROWS_FILE
+    data = file.read_bytes()
+    assert data.count(struct.pack("<i", was)) == 1
+    file.unlink()
+    file.write_bytes(data.replace(struct.pack("<i", was), struct.pack("<i", becomes)))
+    damaged = Store.open(tmp_path / "store")
+    with pytest.raises(DataError, match=r"row 3 of store .* has been damaged"):
+        damaged.row(3)
+    assert damaged.row(2).input_ids.tolist() == store.row(2).input_ids.tolist()
+
+
 def test_no_store_at_all_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"store .*absent does not exist: make it with `selector-server prepare .*absent`"
