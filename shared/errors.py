@@ -149,6 +149,8 @@ _BY_NAME = {cls.__name__: cls for cls in _STATUS}
 RETRYABLE = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED},
 )
+# How gRPC's details begin where a connection broke, whatever status it then gives: UNKNOWN for bytes that fail TLS.
+_BROKEN = "Stream removed"
 
 
 def to_status(error: SubbatchError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
@@ -157,6 +159,12 @@ def to_status(error: SubbatchError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
     if len(message) > _MAX_MESSAGE_BYTES:
         message = message[:_MAX_MESSAGE_BYTES] + "…".encode()
     return _STATUS[type(error)], message.decode(errors="ignore"), ((ERROR_KEY, type(error).__name__),)
+
+
+def is_retryable(error: grpc.RpcError) -> bool:
+    """Whether a gRPC error tells of the connection or of lateness, not of the request: trying again may help."""
+    broken = error.code() is grpc.StatusCode.UNKNOWN and (error.details() or "").startswith(_BROKEN)
+    return broken or error.code() in RETRYABLE
 
 
 def from_rpc_error(error: grpc.RpcError, *, doing: str) -> SubbatchError:
@@ -170,7 +178,7 @@ def from_rpc_error(error: grpc.RpcError, *, doing: str) -> SubbatchError:
     name = dict(error.trailing_metadata() or ()).get(ERROR_KEY, "")
     if name in _BY_NAME:
         return _BY_NAME[name](details)
-    if code in RETRYABLE:
+    if is_retryable(error):
         remedy = connection_remedy(details)
         return UnavailableError(f"{doing}: {code.name.lower()}: {f'{remedy} ({details})' if remedy else details}")
     if code is grpc.StatusCode.UNAUTHENTICATED:
