@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -26,7 +26,8 @@ class Struck:
     Attributes:
         fault: As planned.
         began_ns: When it struck, by `time.time_ns`.
-        ended_ns: When what it did was over, and what it stopped or killed had been started again.
+        over_ns: When it had done all that it does.
+        ended_ns: When what it stopped or killed had been started again, too.
         completed: Steps that the job had completed when it struck.
         stood_still_s: The longest time without a completed step that falls into the fault or ends after it.
         repeated_steps: Steps that had to be trained again.
@@ -34,6 +35,7 @@ class Struck:
 
     fault: Fault
     began_ns: int
+    over_ns: int
     ended_ns: int
     completed: int
     stood_still_s: float = 0.0
@@ -93,9 +95,7 @@ def measure(struck: Sequence[Struck], lines: Sequence[Line]) -> list[Struck]:
         still = max(b - a for a, b in itertools.pairwise(times))
         begun = [line for line in lines if each.began_ns <= line.began_ns < max(last, each.ended_ns)]
         repeated = sum(max(0, _reached(lines, line.began_ns) - line.first_step) for line in begun)
-        measured.append(
-            Struck(each.fault, each.began_ns, each.ended_ns, each.completed, round(still / 1e9, 2), repeated)
-        )
+        measured.append(replace(each, stood_still_s=round(still / 1e9, 2), repeated_steps=repeated))
     return measured
 
 

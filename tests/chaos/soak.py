@@ -114,13 +114,14 @@ def _strike(rig: Rig, fault: Fault, console: Console) -> report.Struck:
         raise SoakError(f"the run was through before fault {fault.number}, {fault.kind}, struck: give it more steps")
     completed, began = rig.job.now.completed(), time.time_ns()
     KINDS[fault.kind].strike(rig, fault)
+    over = time.time_ns()
     rig.keep_up()
     ended = time.time_ns()
     if fault.alone:
         rig.wait_for_progress()
     seconds = (time.time_ns() - began) / 1e9
     console.print(f"{fault.number:3d}  step {completed:3d}  {fault.kind}: {seconds:.1f} s")
-    return report.Struck(fault, began, ended, completed)
+    return report.Struck(fault, began, over, ended, completed)
 
 
 def _undeserved_deaths(rig: Rig, struck: list[report.Struck]) -> list[str]:
@@ -129,7 +130,7 @@ def _undeserved_deaths(rig: Rig, struck: list[report.Struck]) -> list[str]:
     return [
         f"attempt {died.attempt} ended though nothing that it may die of had been done to it: {died.words}"
         for died in rig.died
-        if not any(rig.job.attempts[died.attempt].began_ns <= each.ended_ns and each.began_ns <= died.unix_ns
+        if not any(rig.job.attempts[died.attempt].began_ns <= each.over_ns and each.began_ns <= died.unix_ns
                    for each in deadly)
     ]  # fmt: skip
 

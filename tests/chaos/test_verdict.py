@@ -105,7 +105,9 @@ def test_a_schedule_has_every_kind_alike_and_is_its_seeds_alone() -> None:
 
 def test_standing_still_is_the_longest_gap_that_a_fault_falls_into() -> None:
     def struck(began_s: float, ended_s: float) -> Struck:
-        return Struck(Fault(0, 2, "server killed", 1.0, 0, True), int(began_s * 1e9), int(ended_s * 1e9), 2)
+        return Struck(
+            Fault(0, 2, "server killed", 1.0, 0, True), *(int(at * 1e9) for at in (began_s, ended_s, ended_s)), 2
+        )
 
     seconds = [1.0, 2.0, 2.5, 9.5, 10.0]
     first = Line(0, 0, [int(at * 1e9) for at in seconds])
