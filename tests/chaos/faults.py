@@ -126,7 +126,9 @@ def _zombie(rig: Rig, fault: Fault) -> None:
     with rig.paused(pids):
         rig.job.start()
         rig.wait_for_progress()
-    rig.wait_for("the zombie to be turned away", lambda: zombie.process.poll() is not None)
+    # The run has only so many steps: those that the new job would train meanwhile are left to other faults.
+    with rig.paused(rig.job.now.pids()):
+        rig.wait_for("the zombie to be turned away", lambda: zombie.process.poll() is not None)
     if zombie.process.returncode == 0:
         raise SoakError(f"attempt {zombie.number} trained to its end though a newer one had opened the run")
 
