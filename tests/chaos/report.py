@@ -173,6 +173,6 @@ def _draw(outcome: Outcome, path: Path) -> None:
         ylim=(0, outcome.num_steps),
         title=f"{len(outcome.struck)} faults; a line for each start of the job, broken where it stood still",
     )
-    axes.legend(loc="upper left", fontsize=8, ncols=2)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)

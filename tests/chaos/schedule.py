@@ -38,6 +38,8 @@ def make_schedule(
 ) -> list[Fault]:
     """Faults of every kind equally often, in random order, spread over the run."""
     draw = random.Random(seed)
+    if count < len(kinds):
+        kinds = random.Random(seed).sample(list(kinds), k=count)
     order = [kinds[number % len(kinds)] for number in range(count)]
     draw.shuffle(order)
     last = num_steps - _STEPS_AFTER
