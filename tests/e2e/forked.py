@@ -17,7 +17,7 @@ CONTEXT.set_forkserver_preload(["selector_server.server", "train_client.train", 
 def start_server(config: Path, folder: Path, *, port: int = 0) -> tuple[BaseProcess, int]:
     """A selector server that dies where `folder / "plan"` says; the process and its port."""
     ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=_serve, args=(config, port, folder, theirs))
+    process = CONTEXT.Process(target=_serve, args=(config, port, folder, theirs), daemon=True)
     process.start()
     theirs.close()
     return process, int(ours.recv().rsplit(":", 1)[1])
@@ -25,7 +25,7 @@ def start_server(config: Path, folder: Path, *, port: int = 0) -> tuple[BaseProc
 
 def start_trainer(config: Path, *overrides: str) -> BaseProcess:
     """The reference loop on one rank."""
-    process = CONTEXT.Process(target=_train, args=(config, overrides))
+    process = CONTEXT.Process(target=_train, args=(config, overrides), daemon=True)
     process.start()
     return process
 

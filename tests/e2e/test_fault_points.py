@@ -63,7 +63,7 @@ def test_a_server_killed_at_any_call_of_the_publish_path_changes_nothing(folder:
     calm = folder / "calm"
     assert lives(calm, [[]]) == [0]
     trace = (calm / "0" / "trace").read_text().splitlines()
-    assert {"before write", HALF, "before fsync", "after fsync", "before rename", "after rename"} <= set(trace)
+    assert {"before write", HALF, "before fsync", "after fsync", "before rename"} <= set(trace)
 
     plans = [[at] for at in range(1, len(trace) + 1)]
     # And where the server that repairs a torn record, the longest there are, dies of it too.
@@ -82,7 +82,7 @@ NUM_STEPS = 3
 
 
 class Killed:
-    """One run: trained to its end, then rolled back to the checkpoint of step 1 and trained to its end again."""
+    """One run, trained to its end; where its server has lived so long, rolled back to step 1 and trained again."""
 
     def __init__(self, folder: Path, world: World, *, at: int | None) -> None:
         self._folder, self._port, self.deaths = folder, 0, 0
@@ -91,7 +91,8 @@ class Killed:
             fault_points.plan_to_die(folder / "plan", at=at)
         self._start_server()
         self._train("first")
-        self._train("again", f"--train.resume={folder / 'first' / 'checkpoint-1'}")
+        if not self.deaths:
+            self._train("again", f"--train.resume={folder / 'first' / 'checkpoint-1'}")
         self._server.terminate()
         self._server.join()
         assert self._server.exitcode == 0
@@ -109,25 +110,24 @@ class Killed:
                 self._start_server()
         assert trainer.exitcode == 0
 
-    def weights(self, name: str) -> bytes:
-        return (self._folder / name / "model" / "adapter_model.safetensors").read_bytes()
+    def weights(self) -> set[bytes]:
+        return {path.read_bytes() for path in self._folder.glob("*/model/adapter_model.safetensors")}
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(2400)
 def test_a_real_server_killed_at_any_call_of_the_publish_path_changes_nothing(world: World, folder: Path) -> None:
     calm = Killed(folder / "calm", world, at=None)
     trace = (folder / "calm" / "trace").read_text().splitlines()
     selections = journalled_selections(folder / "calm" / "journal")
     assert sorted(selections) == list(range(NUM_STEPS))
-    assert calm.weights("first") == calm.weights("again"), "a rollback goes on exactly"
+    assert len(calm.weights()) == 1, "the run that went back to step 1 ended otherwise"
     for at, name in enumerate(trace, 1):
         what = f"killed at point {at} of {len(trace)}, {name}"
         here = folder / "killed"
         killed = Killed(here, world, at=at)
         assert killed.deaths == 1, what
-        for output in ("first", "again"):
-            assert killed.weights(output) == calm.weights("first"), what
+        assert killed.weights() == calm.weights(), what
         found = journalled_selections(here / "journal")
         assert found.keys() == selections.keys(), what
         assert all(same_selection(found[step], selections[step]) for step in selections), what
