@@ -44,15 +44,23 @@ def main() -> None:
     replay.add_argument("--json", action="store_true", help="print JSON, with every step")
     add_config_argument(replay)
 
+    certs = commands.add_parser("certs", help="make a development CA and certificates for mutual TLS")
+    certs.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write the files to")
+    certs.add_argument(
+        "--host", action="append", default=[], metavar="NAME", help="a name or address of the server (may be repeated)"
+    )
+    certs.add_argument("--days", type=int, default=30, help="how long they are valid (default %(default)s)")
+
     bench = commands.add_parser("bench", help="measure this machine: speed, or how well sub-batches match")
-    bench.add_argument("name", choices=["scoring", "facility-location", "gradient-match"])
+    bench.add_argument("name", choices=["scoring", "facility-location", "gradient-match", "subscribers"])
     bench.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for result.json and the picture")
     bench.add_argument("--quick", action="store_true", help="under five minutes on two cores")
     bench.add_argument("--config", type=Path, metavar="FILE", help="gradient-match: measure on this model and store")
 
     arguments, rest = parser.parse_known_args()
-    if arguments.command == "prepare" and rest:
-        prepare.error(f"unknown arguments: {' '.join(rest)}")
+    for name, command in (("prepare", prepare), ("certs", certs)):
+        if arguments.command == name and rest:
+            command.error(f"unknown arguments: {' '.join(rest)}")
     sys.exit(run_command(lambda: _COMMANDS[arguments.command](arguments, rest)))
 
 
@@ -104,6 +112,16 @@ def _replay(arguments: argparse.Namespace, rest: list[str]) -> None:
     )
 
 
+def _certs(arguments: argparse.Namespace, _rest: list[str]) -> None:
+    from datetime import datetime, timezone
+
+    from selector_server.security.certs import make_certificates, next_steps
+
+    written = make_certificates(arguments.out, arguments.host, days=arguments.days, now=datetime.now(timezone.utc))
+    print(f"wrote {', '.join(map(str, written))}, valid for {arguments.days} days")
+    print(next_steps(arguments.out))
+
+
 def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
     from selector_server.bench.paired import make_folder
 
@@ -126,6 +144,7 @@ _COMMANDS = {
     "status": _status,
     "journal": _journal,
     "replay": _replay,
+    "certs": _certs,
     "bench": _bench,
 }
 

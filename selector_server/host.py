@@ -110,6 +110,10 @@ class Host:
     def _require_same(self, info: RunInfo) -> None:
         require_same_fingerprints(self._fingerprints, info.fingerprints, left="the server", right="the trainer")
 
+    def find(self, name: str) -> HostedRun | None:
+        """A run by name; None where there is no such run."""
+        return self._runs.get(name)
+
     def get(self, name: str) -> HostedRun:
         """A run by name.
 

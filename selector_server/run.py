@@ -16,6 +16,7 @@ from selector_server.run_state import RunState, is_base
 from shared.convert import run_to_pb
 from shared.errors import (
     CursorError,
+    NotOwnerError,
     RunExistsError,
     RunNotFoundError,
     StaleIncarnationError,
@@ -71,6 +72,9 @@ class Run(RunState):
             CursorError: the cursor is past the end, or older weights than the trainer still has are missing.
             StaleIncarnationError: a late repetition of an opening that a newer one has replaced.
         """
+        exists = self.incarnation > 0
+        if exists and self.info.owner not in ("", info.owner):  # opened by another a moment ago
+            raise NotOwnerError(f"run {info.name!r} belongs to another token: choose another run.name")
         if open_id and open_id == self._open_id and cursor == self._cursor:
             return self._missing(cursor, kept=cursor)
         if open_id in self._past_open_ids:
@@ -80,7 +84,6 @@ class Run(RunState):
             )
         if not 0 <= cursor <= info.timing.num_steps:
             raise CursorError(f"run {info.name!r} has {info.timing.num_steps} steps, the trainer is at step {cursor}")
-        exists = self.incarnation > 0
         restart = restart and cursor == 0
         if exists and cursor == 0 and not restart:
             raise RunExistsError(

@@ -20,10 +20,12 @@ from grpc_reflection.v1alpha import reflection
 from selector_server.engine import require_vocabulary
 from selector_server.host import Host
 from selector_server.journal import Journal
+from selector_server.listening import listen
 from selector_server.run_engine import build_engine
 from selector_server.scale_out.engine import TeamEngines, require_same_everywhere
 from selector_server.scale_out.team import Team
-from selector_server.service import SelectorService, TokenInterceptor
+from selector_server.security.guard import GuardedService
+from selector_server.service import SelectorService
 from shared.config import Config, ServerConfig
 from shared.dataset import Store
 from shared.errors import ConfigError, FingerprintError, JournalError
@@ -31,13 +33,11 @@ from shared.model import base_fingerprint, load_base_model
 from shared.pb.v1 import selector_pb2, selector_pb2_grpc
 from shared.records import Fingerprints
 from shared.tokenizer import load_tokenizer, tokenizer_fingerprint
-from shared.transport import SERVER_OPTIONS, read_token, server_credentials
 
 logger = logging.getLogger(__name__)
 
 _SERVICE = selector_pb2.DESCRIPTOR.services_by_name["SelectorService"].full_name
 _DRAIN_SECONDS = 5.0
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 async def serve(
@@ -65,11 +65,7 @@ async def serve(
             f"tokenizer of model.path {config.model.path} is {tokenizer}, store {config.data.store} was prepared with "
             f"{store.manifest.tokenizer.fingerprint}: prepare the store with this model's tokenizer"
         )
-    token = read_token(config.server.token_file)
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[TokenInterceptor(token)] if token else None)
-    address = _bind(server, config.server)
-    if config.server.host not in _LOOPBACK and not (token and config.server.tls):
-        logger.warning("%s can be reached from other machines: set server.token_file and server.tls", address)
+    server, address = listen(config.server)
     with _sole_owner(config.server.journal):
         model = load_base_model(config.model, device)
         require_vocabulary(model, store)
@@ -88,8 +84,7 @@ async def serve(
                 Journal, keep_scores=config.server.keep_scores, retain_weights=config.server.retain_weights
             ),
         )
-        service = SelectorService(host, max_weights_bytes=config.server.max_weights_bytes)
-        selector_pb2_grpc.add_SelectorServiceServicer_to_server(service, server)
+        add_service(server, host, config.server)
         await _add_standard_services(server)
         await server.start()
         logger.info(
@@ -110,19 +105,11 @@ async def serve(
     logger.info("stopped")
 
 
-def _bind(server: grpc.aio.Server, config: ServerConfig) -> str:
-    address = f"{config.host}:{config.port}"
-    try:
-        if config.tls:
-            port = server.add_secure_port(address, server_credentials(config.tls))
-        else:
-            port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"can't listen on {address}: {' '.join(str(error).split())}: is another server there? choose another "
-            "server.port, or 0 for a free one"
-        ) from None
-    return f"{config.host}:{port}"
+def add_service(server: grpc.aio.Server, host: Host, config: ServerConfig) -> None:
+    """Let a server serve a host's runs, to those who may and within its limits."""
+    service = SelectorService(host, max_weights_bytes=config.max_weights_bytes)
+    guarded = GuardedService(service, host, config.limits)
+    selector_pb2_grpc.add_SelectorServiceServicer_to_server(guarded, server)
 
 
 @contextlib.contextmanager

@@ -3,65 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-import hmac
-import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import grpc
 
+from selector_server.answering import stream, unary
 from selector_server.host import Host
 from selector_server.hosted_run import HostedRun
 from shared.convert import run_from_pb
-from shared.errors import SubbatchError, UnauthenticatedError, WeightsError, WireError, to_status
+from shared.errors import WeightsError, WireError
 from shared.pb.v1 import selector_pb2 as pb
 from shared.pb.v1 import selector_pb2_grpc
 from shared.records import RunInfo
-from shared.transport import TOKEN_KEY
 from shared.weights import CHUNK_BYTES
-
-logger = logging.getLogger(__name__)
 
 # A run of hundreds of ranks changes hundreds of times a step; nobody reads that fast.
 _SECONDS_BETWEEN_STATUSES = 0.1
 _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-
-
-def _unary(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Answer an error of ours with its status."""
-
-    @functools.wraps(method)
-    async def guarded(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            return await method(self, request, context)
-        except SubbatchError as error:
-            await _abort(context, method.__name__, error)
-
-    return guarded
-
-
-def _stream(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Answer an error of ours with its status, in a method that yields."""
-
-    @functools.wraps(method)
-    async def guarded(self: Any, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        try:
-            async with contextlib.aclosing(method(self, request, context)) as messages:
-                async for message in messages:
-                    yield message
-        except SubbatchError as error:
-            await _abort(context, method.__name__, error)
-
-    return guarded
-
-
-async def _abort(context: grpc.aio.ServicerContext, method: str, error: SubbatchError) -> None:
-    code, message, metadata = to_status(error)
-    logger.warning("%s from %s refused: %s: %s", method, context.peer(), code.name, message)
-    await context.abort(code, message, metadata)
 
 
 class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
@@ -71,7 +30,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         self._host = host
         self._max_weights_bytes = max_weights_bytes
 
-    @_unary
+    @unary
     async def OpenRun(self, request: pb.OpenRunRequest, context: grpc.aio.ServicerContext) -> pb.OpenRunReply:
         """Open a run."""
         incarnation, missing = await self._host.open(
@@ -83,7 +42,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         )
         return pb.OpenRunReply(incarnation=incarnation, missing_versions=missing)
 
-    @_stream
+    @stream
     async def StreamSelections(
         self, request: pb.StreamSelectionsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.SelectionMessage]:
@@ -106,7 +65,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
                 if run.failure:
                     raise run.failure
 
-    @_unary
+    @unary
     async def PushWeights(
         self, requests: AsyncIterator[pb.PushWeightsRequest], context: grpc.aio.ServicerContext
     ) -> pb.PushWeightsReply:
@@ -150,7 +109,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         )
         return pb.PushWeightsReply(durable_version=header.version)
 
-    @_unary
+    @unary
     async def ReportProgress(
         self, request: pb.ReportProgressRequest, context: grpc.aio.ServicerContext
     ) -> pb.ReportProgressReply:
@@ -158,7 +117,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         self._host.report(request.run, request.incarnation, rank=request.rank, completed=request.completed)
         return pb.ReportProgressReply()
 
-    @_stream
+    @stream
     async def WatchRun(
         self, request: pb.WatchRunRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.RunStatus]:
@@ -174,7 +133,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
                 return
             await asyncio.sleep(_SECONDS_BETWEEN_STATUSES)
 
-    @_unary
+    @unary
     async def CloseRun(self, request: pb.CloseRunRequest, context: grpc.aio.ServicerContext) -> pb.CloseRunReply:
         """End a run."""
         await self._host.close_run(request.run, request.incarnation)
@@ -208,35 +167,3 @@ def _payload_bound(info: RunInfo) -> int:
             size *= dimension
         total += size + len(spec.name) + 256
     return total
-
-
-class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC ships no types
-    """Lets through only calls that carry the bearer token; health checks need none."""
-
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
-
-    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
-        """Check a call's metadata before its method runs."""
-        given = dict(details.invocation_metadata).get(TOKEN_KEY, "")
-        if details.method.startswith("/grpc.health.") or hmac.compare_digest(given.encode(), self._expected):
-            return await continuation(details)
-        handler = await continuation(details)
-
-        async def refuse(_request: Any, context: grpc.aio.ServicerContext) -> None:
-            reason = "missing" if not given else "wrong"
-            await _abort(context, details.method, UnauthenticatedError(
-                f"{reason} bearer token: set client.token_file to a file with the server's token"))  # fmt: skip
-
-        async def refuse_stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            await refuse(request, context)
-            yield None
-
-        if handler is None:
-            return None
-        return handler._replace(
-            unary_unary=refuse if handler.unary_unary else None,
-            stream_unary=refuse if handler.stream_unary else None,
-            unary_stream=refuse_stream if handler.unary_stream else None,
-            stream_stream=refuse_stream if handler.stream_stream else None,
-        )

@@ -9,7 +9,7 @@ from selector_server.leases import ranks_in_words
 from shared.config import ClientConfig
 from shared.errors import from_rpc_error
 from shared.pb.v1 import selector_pb2, selector_pb2_grpc
-from shared.transport import TOKEN_KEY, open_channel, read_token
+from shared.transport import call_metadata, open_channel
 
 _COLUMNS = (
     "run", "incarnation", "selected", "completed by rank", "ranks", "weights kept", "scoring processes", "waits for"
@@ -24,8 +24,7 @@ def status_table(client: ClientConfig) -> Table:
     Raises:
         SubbatchError: the server can't be reached or refuses.
     """
-    token = read_token(client.token_file)
-    metadata = ((TOKEN_KEY, f"Bearer {token}"),) if token else ()
+    metadata = call_metadata(client)
     table = Table(title=f"runs on {client.selector}")
     for column in _COLUMNS:
         table.add_column(column)

@@ -33,6 +33,7 @@ def run_to_pb(info: RunInfo) -> pb.RunInfo:
         adapter_json=info.adapter_json,
         trainable=[pb.TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in info.trainable],
         fingerprints=pb.Fingerprints(**dataclasses.asdict(info.fingerprints)),
+        owner=info.owner,
     )
 
 
@@ -84,6 +85,7 @@ def run_from_pb(message: pb.RunInfo) -> RunInfo:
             tokenizer=message.fingerprints.tokenizer,
             base_model=dict(message.fingerprints.base_model),
         ),
+        owner=message.owner,
     )
 
 

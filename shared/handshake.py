@@ -11,7 +11,10 @@ _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
         ("CERTIFICATE_VERIFY_FAILED",),
         "the server's certificate isn't signed by the CA of client.tls.ca: give the ca.pem that belongs to server.tls",
     ),
-    (("BAD_SIGNATURE",), "client.tls.ca is another CA than the one that signed the server's certificate: copy it again"),
+    (
+        ("BAD_SIGNATURE",),
+        "client.tls.ca is another CA than the one that signed the server's certificate",
+    ),
     (
         ("Hostname Verification",),
         "the server's certificate is for other names than client.selector has: make one with `selector-server certs "
@@ -21,7 +24,8 @@ _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         (_SETTING_UP, "Socket closed"),
         "the server ended the connection while it was set up: it wants TLS (set client.tls), or a client certificate "
-        "that its CA signed and that hasn't expired (client.tls.certificate and key); its log says which",
+        "that its CA signed and that hasn't expired (client.tls.certificate and key), as its log says; or it has as "
+        "many connections as server.limits.connections allows",
     ),
 )
 

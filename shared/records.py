@@ -91,7 +91,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """Everything that decides what is selected. `adapter_json` is empty in full fine-tuning."""
+    """Everything that decides what is selected, and whose run it is.
+
+    Attributes:
+        adapter_json: PEFT's config of the adapter; empty in full fine-tuning.
+        owner: The name of the token that opened the run; empty where the server has no tokens.
+    """
 
     name: str
     seed: int
@@ -101,3 +106,4 @@ class RunInfo:
     adapter_json: str
     trainable: tuple[TensorSpec, ...]
     fingerprints: Fingerprints
+    owner: str = ""

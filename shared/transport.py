@@ -1,4 +1,4 @@
-"""How both sides set up gRPC: channel options, TLS, the bearer token.
+"""How both sides set up gRPC: channel options, TLS, the bearer token, and where plaintext is allowed.
 
 The options make either side notice within seconds that the other has died, even where the kernel still acknowledges
 for it: `keepalive_timeout_ms` alone doesn't catch a stopped process, `ping_timeout_ms` does.
@@ -6,34 +6,39 @@ for it: `keepalive_timeout_ms` alone doesn't catch a stopped process, `ping_time
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 from pathlib import Path
+from urllib.parse import unquote
 
 import grpc
 
-from shared.config import TlsConfig
+from shared.config import ClientConfig, TlsConfig
 from shared.errors import ConfigError
+from shared.limits_config import LimitsConfig
+from shared.tokens import own_token
 
+logger = logging.getLogger(__name__)
+
+# Of what a server sends; what it takes is `server.limits.message_bytes`.
 MAX_MESSAGE_BYTES = 16 << 20
 TOKEN_KEY = "authorization"
+TOKEN_PREFIX = "Bearer "
+_MAX_METADATA_BYTES = 16 << 10
 
 _COMMON: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
     ("grpc.keepalive_time_ms", 3000),
     ("grpc.keepalive_timeout_ms", 3000),
     ("grpc.http2.ping_timeout_ms", 3000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]
-SERVER_OPTIONS: list[tuple[str, int]] = [
-    *_COMMON,
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
-    ("grpc.http2.max_ping_strikes", 0),
-    # Two servers on one port would share its connections silently.
-    ("grpc.so_reuseport", 0),
-]
 CLIENT_OPTIONS: list[tuple[str, int]] = [
     *_COMMON,
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -42,17 +47,52 @@ CLIENT_OPTIONS: list[tuple[str, int]] = [
 ]
 
 
+def server_options(limits: LimitsConfig) -> list[tuple[str, int]]:
+    """The channel options of a server."""
+    return [
+        *_COMMON,
+        ("grpc.max_receive_message_length", limits.message_bytes),
+        ("grpc.max_concurrent_streams", limits.calls_per_connection),
+        ("grpc.max_allowed_incoming_connections", limits.connections),
+        ("grpc.server_handshake_timeout_ms", round(limits.handshake_timeout_s * 1000)),
+        ("grpc.max_connection_idle_ms", round(limits.idle_timeout_s * 1000)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+        ("grpc.http2.max_ping_strikes", 0),
+        # Two servers on one port would share its connections silently.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+SERVER_OPTIONS = server_options(LimitsConfig())
+
+
 def server_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
     """Credentials of a server; with `ca`, clients must show a certificate that it signed.
+
+    The files are read again for every connection, so that certificates may be replaced while the server runs; where
+    they can't be read, the certificate of before stays.
 
     Raises:
         ConfigError: no certificate, or a file that can't be read.
     """
     if tls.certificate is None or tls.key is None:
         raise ConfigError("server.tls needs certificate and key: give both PEM files")
+
+    def again() -> grpc.ServerCertificateConfiguration | None:
+        try:
+            return _certificates(tls)
+        except ConfigError as error:
+            logger.error("the server's certificate stays that of before: %s", error)
+            return None
+
+    return grpc.dynamic_ssl_server_credentials(_certificates(tls), again, tls.ca is not None)
+
+
+def _certificates(tls: TlsConfig) -> grpc.ServerCertificateConfiguration:
+    assert tls.certificate
+    assert tls.key
     pair = (_read(tls.key), _read(tls.certificate))
-    ca = _read(tls.ca) if tls.ca else None
-    return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
+    return grpc.ssl_server_certificate_configuration([pair], root_certificates=_read(tls.ca) if tls.ca else None)
 
 
 def open_channel(address: str, tls: TlsConfig | None) -> grpc.Channel:
@@ -62,7 +102,8 @@ def open_channel(address: str, tls: TlsConfig | None) -> grpc.Channel:
         ConfigError: a TLS file that can't be read.
     """
     if tls is None:
-        return grpc.insecure_channel(address, options=CLIENT_OPTIONS)
+        # A proxy would be handed what is meant to stay on this machine.
+        return grpc.insecure_channel(address, options=[*CLIENT_OPTIONS, ("grpc.enable_http_proxy", 0)])
     credentials = grpc.ssl_channel_credentials(
         root_certificates=_read(tls.ca) if tls.ca else None,
         private_key=_read(tls.key) if tls.key else None,
@@ -71,18 +112,38 @@ def open_channel(address: str, tls: TlsConfig | None) -> grpc.Channel:
     return grpc.secure_channel(address, credentials, options=CLIENT_OPTIONS)
 
 
-def read_token(path: Path | None) -> str:
-    """The bearer token in a file; empty where none is configured.
+def call_metadata(config: ClientConfig) -> tuple[tuple[str, str], ...]:
+    """What a client sends with every call: its token, where it has one.
 
     Raises:
-        ConfigError: the file can't be read or is empty.
+        ConfigError: a token file that can't be used, or a token that would go over a network in plain text.
     """
-    if path is None:
-        return ""
-    token = _read(path).decode(errors="replace").strip()
+    token = own_token(config.token_file)
     if not token:
-        raise ConfigError(f"token file {path} is empty: write the token that server and trainers share into it")
-    return token
+        return ()
+    if config.tls is None and not config.insecure and not is_loopback(config.selector):
+        raise ConfigError(
+            f"the token would go to {config.selector} unencrypted, for everyone on the way to read: set client.tls, "
+            "or client.insecure = true where the network itself is private"
+        )
+    return ((TOKEN_KEY, TOKEN_PREFIX + token),)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address, with or without a port, as gRPC writes it, stays on this machine whatever a resolver says."""
+    scheme, colon, rest = address.partition(":")
+    if colon and scheme in ("unix", "unix-abstract"):
+        return True
+    if colon and scheme in ("ipv4", "ipv6", "dns"):
+        address = rest.lstrip("/").rpartition("/")[2]
+    address = unquote(address)
+    host = address[1:].partition("]")[0] if address.startswith("[") else address
+    if host.count(":") == 1:
+        host = host.partition(":")[0]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _read(path: Path) -> bytes:

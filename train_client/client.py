@@ -25,7 +25,7 @@ from shared.errors import RETRYABLE, SubbatchError, UnavailableError, WireError,
 from shared.pb.v1 import selector_pb2 as pb
 from shared.pb.v1 import selector_pb2_grpc
 from shared.records import PhaseTimes, RunInfo, Selection
-from shared.transport import TOKEN_KEY, open_channel, read_token
+from shared.transport import call_metadata, open_channel
 from shared.weights import content_hash
 from shared.wire import decode_selection
 from train_client.upload import PUSH_METHOD, push_messages
@@ -58,8 +58,7 @@ class SelectorClient:
             ConfigError: a token or TLS file that can't be read.
         """
         self._config, self._run, self._rank = config, run, rank
-        token = read_token(config.token_file)
-        self._metadata = ((TOKEN_KEY, f"Bearer {token}"),) if token else ()
+        self._metadata = call_metadata(config)
         self._channel = open_channel(config.selector, config.tls)
         self._stub = selector_pb2_grpc.SelectorServiceStub(self._channel)
         self._push_weights = self._channel.stream_unary(

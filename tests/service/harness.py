@@ -9,20 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import torch
 
 from selector_server.host import Host
 from selector_server.journal import Journal
+from selector_server.listening import listen
 from selector_server.run_engine import build_engine
-from selector_server.service import SelectorService, TokenInterceptor
-from shared.config import Config, ModelConfig, SelectionConfig, TlsConfig
+from selector_server.server import add_service
+from shared.config import Config, ModelConfig, SelectionConfig, ServerConfig
 from shared.dataset import Store
 from shared.model import adapter_to_json, base_fingerprint, load_base_model, trainable_tensors
-from shared.pb.v1 import selector_pb2_grpc
 from shared.records import Fingerprints, RunInfo
 from shared.timing import Timing
-from shared.transport import SERVER_OPTIONS, server_credentials
 from shared.weights import tensor_specs
 from tests.support import World
 from train_client.train import make_model
@@ -36,18 +34,19 @@ class LiveServer:
         world: World,
         folder: Path,
         *,
-        token: str = "",
-        tls: TlsConfig | None = None,
         max_runs: int = 4,
         rank_lease_s: float = 60.0,
         open_journal: Callable[[Path], Journal] = Journal,
+        **settings: object,
     ) -> None:
+        """`settings` are of ServerConfig."""
         self.model = load_base_model(ModelConfig(path=str(world.model)), torch.device("cpu"))
         self.store = Store.open(world.store)
         self.fingerprints = Fingerprints(
             self.store.fingerprint, self.store.manifest.tokenizer.fingerprint, base_fingerprint(self.model)
         )
-        self._folder, self._token, self._tls, self._max_runs = folder, token, tls, max_runs
+        self._folder, self._max_runs = folder, max_runs
+        self._config = {"host": "localhost", "max_weights_bytes": 1 << 30, **settings}
         self._open_journal, self._rank_lease_s = open_journal, rank_lease_s
         self._port = 0
         self.start()
@@ -85,16 +84,10 @@ class LiveServer:
             rank_lease_s=self._rank_lease_s,
             open_journal=self._open_journal,
         )
-        server = grpc.aio.server(
-            options=SERVER_OPTIONS, interceptors=[TokenInterceptor(self._token)] * bool(self._token)
-        )
-        service = SelectorService(self.host, max_weights_bytes=1 << 30)
-        selector_pb2_grpc.add_SelectorServiceServicer_to_server(service, server)
-        where = f"localhost:{self._port}"
-        if self._tls:
-            self._port = server.add_secure_port(where, server_credentials(self._tls))
-        else:
-            self._port = server.add_insecure_port(where)
+        config = ServerConfig.model_validate(self._config | {"port": self._port})
+        server, address = listen(config)
+        self._port = int(address.rpartition(":")[2])
+        add_service(server, self.host, config)
         await server.start()
         scheduler = asyncio.create_task(self.host.schedule())
         ready.set()

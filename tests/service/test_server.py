@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import threading
 from collections.abc import Iterator
 from math import prod
@@ -18,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from selector_server.journal import Journal
 from selector_server.run_engine import build_engine
-from shared.config import ClientConfig, ModelConfig, TlsConfig
+from shared.config import ClientConfig, ModelConfig
 from shared.dataset import Store
 from shared.errors import (
     ConfigError,
@@ -27,7 +26,6 @@ from shared.errors import (
     RunExistsError,
     StaleIncarnationError,
     SubbatchError,
-    UnauthenticatedError,
     UnavailableError,
     WeightsError,
 )
@@ -391,47 +389,6 @@ def test_runs_with_adapters_share_the_base(world: World) -> None:
     for engine, pointers in zip(engines, theirs, strict=True):
         added = (p.numel() for p in engine._model.parameters() if p.data_ptr() in pointers - own)
         assert sum(added) == adapter
-
-
-def test_a_missing_or_wrong_token_is_refused_and_health_needs_none(world: World, tmp_path: Path) -> None:
-    for name, text in (("right", "secret\n"), ("wrong", "guess\n")):
-        (tmp_path / name).write_text(text)
-    with LiveServer(world, tmp_path / "journal", token="secret") as server:
-        job = Job(world, server.fingerprints)
-        for settings, word in (({}, "missing"), ({"token_file": tmp_path / "wrong"}, "wrong")):
-            client = connect(server, **settings)
-            with pytest.raises(UnauthenticatedError, match=word):
-                client.open_run(job.info(), cursor=0, restart=False)
-            client.close()
-        client = connect(server, token_file=tmp_path / "right")
-        assert client.open_run(job.info(), cursor=0, restart=False) == (1, [0])
-        client.close()
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsConfig:
-    folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
-        "-addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem".split(),
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    return TlsConfig(ca=folder / "cert.pem", certificate=folder / "cert.pem", key=folder / "key.pem")
-
-
-def test_mutual_tls_lets_only_known_clients_in(world: World, tmp_path: Path, certificate: TlsConfig) -> None:
-    with LiveServer(world, tmp_path / "journal", tls=certificate) as server:
-        job = Job(world, server.fingerprints)
-        for tls in (None, TlsConfig(ca=certificate.ca)):
-            stranger = connect(server, tls=tls, connect_timeout_s=1.0)
-            with pytest.raises(UnavailableError):
-                stranger.open_run(job.info(), cursor=0, restart=False)
-            stranger.close()
-        client = connect(server, tls=certificate)
-        assert client.open_run(job.info(), cursor=0, restart=False) == (1, [0])
-        client.close()
 
 
 def test_the_command_serves_health_and_refuses_a_second_server_on_its_journal(world: World, tmp_path: Path) -> None:

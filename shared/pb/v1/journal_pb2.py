@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from shared.pb.v1 import selector_pb2 as shared_dot_pb_dot_v1_dot_selector__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashared/pb/v1/journal.proto\x12\x0bsubbatch.v1\x1a\x1bshared/pb/v1/selector.proto\"\xd9\x01\n\rJournalRecord\x12\x0f\n\x07unix_ns\x18\x01 \x01(\x03\x12%\n\x06opened\x18\x02 \x01(\x0b\x32\x13.subbatch.v1.OpenedH\x00\x12\x32\n\tselection\x18\x03 \x01(\x0b\x32\x1d.subbatch.v1.SelectionMessageH\x00\x12-\n\x07weights\x18\x04 \x01(\x0b\x32\x1a.subbatch.v1.WeightsStoredH\x00\x12%\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x13.subbatch.v1.ClosedH\x00\x42\x06\n\x04kind\"\x8a\x01\n\x06Opened\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.subbatch.v1.RunInfo\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x03\x12\x11\n\trestarted\x18\x04 \x01(\x08\x12\x0f\n\x07open_id\x18\x05 \x01(\t\x12\x14\n\x0ckept_version\x18\x06 \x01(\x03\"X\n\rWeightsStored\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x11\n\tnum_bytes\x18\x04 \x01(\x03\"\x1d\n\x06\x43losed\x12\x13\n\x0bincarnation\x18\x01 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashared/pb/v1/journal.proto\x12\x0bsubbatch.v1\x1a\x1bshared/pb/v1/selector.proto\"\x82\x02\n\rJournalRecord\x12\x0f\n\x07unix_ns\x18\x01 \x01(\x03\x12%\n\x06opened\x18\x02 \x01(\x0b\x32\x13.subbatch.v1.OpenedH\x00\x12\x32\n\tselection\x18\x03 \x01(\x0b\x32\x1d.subbatch.v1.SelectionMessageH\x00\x12-\n\x07weights\x18\x04 \x01(\x0b\x32\x1a.subbatch.v1.WeightsStoredH\x00\x12%\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x13.subbatch.v1.ClosedH\x00\x12\'\n\x07trained\x18\x06 \x01(\x0b\x32\x14.subbatch.v1.TrainedH\x00\x42\x06\n\x04kind\"\x8a\x01\n\x06Opened\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.subbatch.v1.RunInfo\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x03\x12\x11\n\trestarted\x18\x04 \x01(\x08\x12\x0f\n\x07open_id\x18\x05 \x01(\t\x12\x14\n\x0ckept_version\x18\x06 \x01(\x03\"X\n\rWeightsStored\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x11\n\tnum_bytes\x18\x04 \x01(\x03\"\x1d\n\x06\x43losed\x12\x13\n\x0bincarnation\x18\x01 \x01(\x03\"P\n\x07Trained\x12\x13\n\x0bincarnation\x18\x01 \x01(\x03\x12\x30\n\tselection\x18\x02 \x01(\x0b\x32\x1d.subbatch.v1.SelectionMessageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,11 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shared.pb.v1.journal_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOURNALRECORD']._serialized_start=73
-  _globals['_JOURNALRECORD']._serialized_end=290
-  _globals['_OPENED']._serialized_start=293
-  _globals['_OPENED']._serialized_end=431
-  _globals['_WEIGHTSSTORED']._serialized_start=433
-  _globals['_WEIGHTSSTORED']._serialized_end=521
-  _globals['_CLOSED']._serialized_start=523
-  _globals['_CLOSED']._serialized_end=552
+  _globals['_JOURNALRECORD']._serialized_end=331
+  _globals['_OPENED']._serialized_start=334
+  _globals['_OPENED']._serialized_end=472
+  _globals['_WEIGHTSSTORED']._serialized_start=474
+  _globals['_WEIGHTSSTORED']._serialized_end=562
+  _globals['_CLOSED']._serialized_start=564
+  _globals['_CLOSED']._serialized_end=593
+  _globals['_TRAINED']._serialized_start=595
+  _globals['_TRAINED']._serialized_end=675
 # @@protoc_insertion_point(module_scope)

@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class JournalRecord(_message.Message):
-    __slots__ = ("unix_ns", "opened", "selection", "weights", "closed")
+    __slots__ = ("unix_ns", "opened", "selection", "weights", "closed", "trained")
     UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     SELECTION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_FIELD_NUMBER: _ClassVar[int]
     unix_ns: int
     opened: Opened
     selection: _selector_pb2.SelectionMessage
     weights: WeightsStored
     closed: Closed
-    def __init__(self, unix_ns: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., selection: _Optional[_Union[_selector_pb2.SelectionMessage, _Mapping]] = ..., weights: _Optional[_Union[WeightsStored, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ...) -> None: ...
+    trained: Trained
+    def __init__(self, unix_ns: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., selection: _Optional[_Union[_selector_pb2.SelectionMessage, _Mapping]] = ..., weights: _Optional[_Union[WeightsStored, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., trained: _Optional[_Union[Trained, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("run", "incarnation", "cursor", "restarted", "open_id", "kept_version")
@@ -53,3 +55,11 @@ class Closed(_message.Message):
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
+
+class Trained(_message.Message):
+    __slots__ = ("incarnation", "selection")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    selection: _selector_pb2.SelectionMessage
+    def __init__(self, incarnation: _Optional[int] = ..., selection: _Optional[_Union[_selector_pb2.SelectionMessage, _Mapping]] = ...) -> None: ...

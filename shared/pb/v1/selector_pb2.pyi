@@ -34,7 +34,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class RunInfo(_message.Message):
-    __slots__ = ("name", "seed", "num_steps", "staleness", "push_every", "lookahead", "world_size", "selection_json", "adapter_json", "trainable", "fingerprints")
+    __slots__ = ("name", "seed", "num_steps", "staleness", "push_every", "lookahead", "world_size", "selection_json", "adapter_json", "trainable", "fingerprints", "owner")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class RunInfo(_message.Message):
     ADAPTER_JSON_FIELD_NUMBER: _ClassVar[int]
     TRAINABLE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
     name: str
     seed: int
     num_steps: int
@@ -57,21 +58,32 @@ class RunInfo(_message.Message):
     adapter_json: str
     trainable: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     fingerprints: Fingerprints
-    def __init__(self, name: _Optional[str] = ..., seed: _Optional[int] = ..., num_steps: _Optional[int] = ..., staleness: _Optional[int] = ..., push_every: _Optional[int] = ..., lookahead: _Optional[int] = ..., world_size: _Optional[int] = ..., selection_json: _Optional[str] = ..., adapter_json: _Optional[str] = ..., trainable: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., fingerprints: _Optional[_Union[Fingerprints, _Mapping]] = ...) -> None: ...
+    owner: str
+    def __init__(self, name: _Optional[str] = ..., seed: _Optional[int] = ..., num_steps: _Optional[int] = ..., staleness: _Optional[int] = ..., push_every: _Optional[int] = ..., lookahead: _Optional[int] = ..., world_size: _Optional[int] = ..., selection_json: _Optional[str] = ..., adapter_json: _Optional[str] = ..., trainable: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., fingerprints: _Optional[_Union[Fingerprints, _Mapping]] = ..., owner: _Optional[str] = ...) -> None: ...
 
 class OpenRunRequest(_message.Message):
-    __slots__ = ("run", "cursor", "restart", "open_id", "checkpoint_incarnation")
+    __slots__ = ("run", "cursor", "restart", "open_id", "checkpoint_incarnation", "trained")
     RUN_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     RESTART_FIELD_NUMBER: _ClassVar[int]
     OPEN_ID_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_FIELD_NUMBER: _ClassVar[int]
     run: RunInfo
     cursor: int
     restart: bool
     open_id: str
     checkpoint_incarnation: int
-    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., cursor: _Optional[int] = ..., restart: _Optional[bool] = ..., open_id: _Optional[str] = ..., checkpoint_incarnation: _Optional[int] = ...) -> None: ...
+    trained: _containers.RepeatedCompositeFieldContainer[TrainedStep]
+    def __init__(self, run: _Optional[_Union[RunInfo, _Mapping]] = ..., cursor: _Optional[int] = ..., restart: _Optional[bool] = ..., open_id: _Optional[str] = ..., checkpoint_incarnation: _Optional[int] = ..., trained: _Optional[_Iterable[_Union[TrainedStep, _Mapping]]] = ...) -> None: ...
+
+class TrainedStep(_message.Message):
+    __slots__ = ("step", "rows_sha256")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ROWS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    rows_sha256: bytes
+    def __init__(self, step: _Optional[int] = ..., rows_sha256: _Optional[bytes] = ...) -> None: ...
 
 class OpenRunReply(_message.Message):
     __slots__ = ("incarnation", "missing_versions")
@@ -174,6 +186,20 @@ class ReportProgressRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., rank: _Optional[int] = ..., completed: _Optional[int] = ...) -> None: ...
 
 class ReportProgressReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReportTrainedRequest(_message.Message):
+    __slots__ = ("run", "incarnation", "steps")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    incarnation: int
+    steps: _containers.RepeatedCompositeFieldContainer[TrainedStep]
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[TrainedStep, _Mapping]]] = ...) -> None: ...
+
+class ReportTrainedReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

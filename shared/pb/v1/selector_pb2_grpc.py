@@ -54,6 +54,11 @@ class SelectorServiceStub:
                 request_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.ReportProgressRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.ReportProgressReply.FromString,
                 _registered_method=True)
+        self.ReportTrained = channel.unary_unary(
+                '/subbatch.v1.SelectorService/ReportTrained',
+                request_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.ReportTrainedRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.ReportTrainedReply.FromString,
+                _registered_method=True)
         self.WatchRun = channel.unary_stream(
                 '/subbatch.v1.SelectorService/WatchRun',
                 request_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.WatchRunRequest.SerializeToString,
@@ -102,6 +107,15 @@ class SelectorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportTrained(self, request, context):
+        """Steps that were trained while the server was away, on the first rows of the step's own draw: rank 0 tells of them
+        before it pushes weights again. Each is checked against the server's draw, made durable, and takes the place of a
+        selection of that step that nobody trained on. Safe to repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRun(self, request, context):
         """The state of one run now and after its changes, ten times a second at most; or of all of them, once.
         """
@@ -138,6 +152,11 @@ def add_SelectorServiceServicer_to_server(servicer, server):
                     servicer.ReportProgress,
                     request_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.ReportProgressRequest.FromString,
                     response_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.ReportProgressReply.SerializeToString,
+            ),
+            'ReportTrained': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportTrained,
+                    request_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.ReportTrainedRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.ReportTrainedReply.SerializeToString,
             ),
             'WatchRun': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRun,
@@ -258,6 +277,33 @@ class SelectorService:
             '/subbatch.v1.SelectorService/ReportProgress',
             shared_dot_pb_dot_v1_dot_selector__pb2.ReportProgressRequest.SerializeToString,
             shared_dot_pb_dot_v1_dot_selector__pb2.ReportProgressReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportTrained(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/subbatch.v1.SelectorService/ReportTrained',
+            shared_dot_pb_dot_v1_dot_selector__pb2.ReportTrainedRequest.SerializeToString,
+            shared_dot_pb_dot_v1_dot_selector__pb2.ReportTrainedReply.FromString,
             options,
             channel_credentials,
             insecure,
