@@ -23,6 +23,7 @@ from selector_server.hosted_run import HostedRun
 from selector_server.journal import Journal
 from selector_server.run import Run
 from selector_server.run_engine import BuildEngine, select_step
+from selector_server.trained import trained_selections
 from shared.dataset import Store
 from shared.errors import (
     ConfigError,
@@ -33,6 +34,7 @@ from shared.errors import (
     UnavailableError,
     WeightsError,
 )
+from shared.pb.v1 import selector_pb2 as pb
 from shared.records import Fingerprints, RunInfo
 from shared.weights import content_hash, decode_weights
 
@@ -131,7 +133,14 @@ class Host:
         return sorted(self._runs)
 
     async def open(
-        self, info: RunInfo, *, cursor: int, restart: bool, open_id: str, checkpoint_incarnation: int
+        self,
+        info: RunInfo,
+        *,
+        cursor: int,
+        restart: bool,
+        open_id: str,
+        checkpoint_incarnation: int,
+        trained: Sequence[pb.TrainedStep] = (),
     ) -> tuple[int, list[int]]:
         """Open a run: its incarnation, and the versions that the trainer has to push.
 
@@ -145,6 +154,7 @@ class Host:
                 f"selection.large_batch_size {info.selection.large_batch_size} is larger than the data, {num_rows} "
                 "rows: lower it, or prepare a larger store"
             )
+        known = await asyncio.to_thread(trained_selections, info, self._store, trained)
         self._require_room(info.name)  # before an engine is built for nothing
         engine = await self._in_worker(self._build, info)
         self._require_room(info.name)
@@ -152,7 +162,9 @@ class Host:
 
         async def locked() -> list[int]:
             async with hosted.lock:
-                return await self._open_locked(hosted, engine, info, cursor, restart, open_id, checkpoint_incarnation)
+                return await self._open_locked(
+                    hosted, engine, info, cursor, restart, open_id, checkpoint_incarnation, known
+                )
 
         missing = await _to_the_end(locked())
         logger.info(
@@ -171,6 +183,7 @@ class Host:
         restart: bool,
         open_id: str,
         checkpoint_incarnation: int,
+        trained: Sequence[pb.SelectionMessage],
     ) -> list[int]:
         try:
             missing = await asyncio.to_thread(
@@ -180,6 +193,7 @@ class Host:
                 restart=restart,
                 open_id=open_id,
                 checkpoint_incarnation=checkpoint_incarnation,
+                trained=trained,
             )
         except SubbatchError:
             if not hosted.run.incarnation:  # a first opening that was refused leaves no run behind
@@ -259,6 +273,29 @@ class Host:
         hosted.report(rank, completed)
         self.notify_watchers(hosted)
 
+    async def trained(self, name: str, incarnation: int, steps: Sequence[pb.TrainedStep]) -> None:
+        """Make durable that steps were trained while nobody could reach this server.
+
+        Raises:
+            StaleIncarnationError, WireError, DataError, CursorError, JournalError: refused; what came before stays.
+        """
+        hosted = self.get(name)
+        run = hosted.run
+
+        async def locked() -> None:
+            async with hosted.lock:
+                run.require_incarnation(incarnation)
+                selections = await asyncio.to_thread(trained_selections, run.info, self._store, steps)
+                await asyncio.to_thread(run.add_trained, selections)
+
+        await _to_the_end(locked())
+        if steps:
+            logger.warning(
+                "run %s trained %d steps from step %d on while this server was away; it goes on at step %d",
+                name, len(steps), steps[0].step, run.next_step,
+            )  # fmt: skip
+        self.notify(hosted)
+
     async def push(
         self, name: str, incarnation: int, version: int, payload: bytes, sha256: str, *, began: float
     ) -> None:
@@ -336,7 +373,7 @@ class Host:
             select = partial(select_step, build=self._build)
             engine, message, scores = await self._in_worker(select, run, hosted.engine, step)
             async with hosted.lock:
-                if run.incarnation != incarnation or run.closed:
+                if run.incarnation != incarnation or run.closed or run.next_step != step:
                     return
                 hosted.engine = engine
                 clock = time.perf_counter()
@@ -345,7 +382,8 @@ class Host:
         except StorageFullError as error:
             self._hold(hosted, incarnation, error)
         except SubbatchError as error:
-            self._fail(hosted, incarnation, error)
+            if run.next_step == step:  # else it was trained without, which takes its weights away
+                self._fail(hosted, incarnation, error)
         except Exception as error:  # a bug or a device error: the trainers must hear of it, and other runs go on
             logger.exception("run %s: step %d failed", run.info.name, step)
             self._fail(hosted, incarnation, SelectionError(f"run {run.info.name!r}, step {step}: {error!r}"))

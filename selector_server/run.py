@@ -8,13 +8,14 @@ model: `host.py` calls it from one thread at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from selector_server.agreement import require_same
 from selector_server.journal import Journal
 from selector_server.run_state import RunState, is_base
 from shared.convert import run_to_pb
 from shared.errors import (
+    ConfigError,
     CursorError,
     NotOwnerError,
     RunExistsError,
@@ -54,13 +55,28 @@ class Run(RunState):
     # ---- opening
 
     def open(
-        self, info: RunInfo, *, cursor: int, restart: bool, open_id: str, checkpoint_incarnation: int = 0
+        self,
+        info: RunInfo,
+        *,
+        cursor: int,
+        restart: bool,
+        open_id: str,
+        checkpoint_incarnation: int = 0,
+        trained: Sequence[selector_pb2.SelectionMessage] = (),
     ) -> list[int]:
         """Begin a new incarnation at `cursor`, rewinding where the run is past it.
 
         Selections that used weights newer than the cursor are set aside, and so are those weights. Where an incarnation
         after the checkpoint's has gone back to an earlier step, whatever it made past that step is set aside too: it
-        belongs to other weights than the checkpoint's.
+        belongs to other weights than the checkpoint's. Steps that were trained without a selection stay as they were.
+
+        Args:
+            info: The run.
+            cursor: How many steps the trainer has attempted.
+            restart: Whether to start over under a name that is taken.
+            open_id: Of this opening, however often it is repeated.
+            checkpoint_incarnation: That saved the trainer's checkpoint; 0 where there is none.
+            trained: What the checkpoint's trainer trained, or is to train, without a selection: see `add_trained`.
 
         Returns:
             The versions that steps at or past the cursor need and the run lacks; only the cursor's own can be among
@@ -76,6 +92,7 @@ class Run(RunState):
         if exists and self.info.owner not in ("", info.owner):  # opened by another a moment ago
             raise NotOwnerError(f"run {info.name!r} belongs to another token: choose another run.name")
         if open_id and open_id == self._open_id and cursor == self._cursor:
+            self.add_trained(trained)
             return self._missing(cursor, kept=cursor)
         if open_id in self._past_open_ids:
             raise StaleIncarnationError(
@@ -93,10 +110,13 @@ class Run(RunState):
         if exists and not restart:
             require_same(self.info, info)
         kept = min(cursor, self._branch_end(checkpoint_incarnation))
+        given = {message.step for message in trained}
+        _require_no_history(info, given)
         if not exists or restart:
-            lost = [v for v in info.timing.versions_needed(cursor) if v < cursor and not is_base(info, v)]
+            behind = (v for v in info.timing.versions_needed(cursor) if v < cursor and not is_base(info, v))
+            lost = [v for v in behind if any(t >= cursor and t not in given for t in info.timing.steps_using(v))]
         else:
-            lost = [v for v in self._missing(cursor, kept=kept) if v < cursor]
+            lost = [v for v in self._missing(cursor, kept=kept, given=given) if v < cursor]
         if info.selection.keeps_history and cursor > 0 and not self._keeps_selection(cursor - 1, kept=kept):
             raise CursorError(
                 f"run {info.name!r} can't continue at step {cursor}: its selections depend on those before, and the "
@@ -120,6 +140,7 @@ class Run(RunState):
         )
         self._commit(journal_pb2.JournalRecord(opened=opened))
         self.failure = self.held = None
+        self.add_trained(trained)
         self._drop_unneeded_weights()
         return self._missing(cursor, kept=cursor)
 
@@ -191,6 +212,33 @@ class Run(RunState):
         self._commit(journal_pb2.JournalRecord(selection=message), scores)
         self._drop_unneeded_weights()
 
+    def add_trained(self, messages: Sequence[selector_pb2.SelectionMessage]) -> None:
+        """Make durable that steps were trained without a selection; known ones change nothing.
+
+        What was selected for such a step is set aside; nobody has trained on it.
+
+        Args:
+            messages: Fallback selections of these steps, ascending, as the server's own draw gives them.
+
+        Raises:
+            ConfigError: a run whose selections depend on those before them.
+            CursorError: steps past the run's end, or past one that the trainer must have had a selection for and that
+                has none here.
+        """
+        _require_no_history(self.info, {message.step for message in messages})
+        for message in (message for message in messages if message.step not in self._trained):
+            step = message.step
+            if step > self._next_step or step >= self.info.timing.num_steps:
+                raise CursorError(
+                    f"run {self.info.name!r} expects step {self._next_step} of {self.info.timing.num_steps}, the "
+                    f"trainer trained step {step} while the server was away: the journal has lost its end; restore "
+                    f"{self.journal.folder}, or resume the trainer from a checkpoint before step {self._next_step}"
+                )
+            message.chain = self._link(message)
+            trained = journal_pb2.Trained(incarnation=self.incarnation, selection=message)
+            self._commit(journal_pb2.JournalRecord(trained=trained))
+        self._drop_unneeded_weights()
+
     # ---- weights
 
     @property
@@ -199,7 +247,9 @@ class Run(RunState):
         return sorted(self._needed_weights())
 
     def is_known(self, version: int, sha256: str) -> bool:
-        """Whether these very weights were accepted already, so that a re-send is harmless.
+        """Whether these very weights were accepted already, so that a re-send is harmless; or nobody will need them.
+
+        Nobody does where the steps that would have used them were trained without a selection.
 
         Raises:
             WeightsError: the version is refused: not one this run uses, out of order, or accepted with other content.
@@ -210,6 +260,8 @@ class Run(RunState):
         name, timing = self.info.name, self.info.timing
         if stored and stored.sha256 != sha256 and stored.incarnation == self.incarnation:
             raise WeightsError(f"run {name!r} has weights version {version} already, with other content: push the next")
+        if self._trained.intersection(timing.steps_using(version)) and self._is_passed(version):
+            return True
         if not timing.steps_using(version) or self._next_step >= timing.num_steps:
             raise WeightsError(
                 f"run {name!r} uses no weights version {version}: versions are the multiples of push_every "
@@ -258,14 +310,17 @@ class Run(RunState):
     def _has(self, version: int) -> bool:
         return not self.info.timing.scores or is_base(self.info, version) or version in self._weights
 
-    def _missing(self, cursor: int, *, kept: int) -> list[int]:
-        """Versions that a step at or past `cursor` still needs and that aren't here, or aren't kept."""
+    def _missing(self, cursor: int, *, kept: int, given: Collection[int] = ()) -> list[int]:
+        """Versions that a step at or past `cursor` still needs, `given` ones apart, and that aren't here, or kept."""
         return [
             version
             for version in self.info.timing.versions_needed(cursor)
             if (version > kept or not self._has_payload(version))
             and any(
-                t >= cursor and (version > kept or t not in self._selections)
+                t >= cursor
+                and t not in given
+                and t not in self._trained
+                and (version > kept or t not in self._selections)
                 for t in self.info.timing.steps_using(version)
             )
         ]
@@ -289,9 +344,18 @@ class Run(RunState):
 
     def _expected_version(self) -> int:
         version = self.info.timing.weights_version(self._next_step)
-        while is_base(self.info, version) or (version in self._weights and not self._is_lost(version)):
+        while (
+            is_base(self.info, version)
+            or (version in self._weights and not self._is_lost(version))
+            or self._is_passed(version)
+        ):
             version += self.info.timing.push_every
         return version
+
+    def _is_passed(self, version: int) -> bool:
+        """Whether the run uses a version and every step that does is selected, or behind its trainer."""
+        steps = self.info.timing.steps_using(version)
+        return bool(steps) and all(step < self._next_step or step in self._selections for step in steps)
 
     def _needed_weights(self) -> dict[int, str]:
         """Stored versions that a step without a selection may still use; all of these a rewind may need too."""
@@ -306,3 +370,11 @@ class Run(RunState):
         past = sorted(version for version in self._weights if version not in needed)
         retained = past[max(0, len(past) - self.journal.retain_weights) :]
         self.journal.keep_weights(needed | {version: self._weights[version].sha256 for version in retained})
+
+
+def _require_no_history(info: RunInfo, trained: Collection[int]) -> None:
+    if trained and info.selection.keeps_history:
+        raise ConfigError(
+            f"run {info.name!r} trained step {min(trained)} without a selection, but its selections depend on those "
+            "before them: set client.on_unavailable to wait"
+        )

@@ -54,6 +54,8 @@ class RunState:
         self._cursor = 0
         self._next_step = 0
         self._selections: dict[int, int] = {}
+        # Steps that were trained without a selection: what stands instead needs no weights, and is never taken back.
+        self._trained: set[int] = set()
         self._chains: dict[int, bytes] = {}
         self._chain_root = b""
         self._weights: dict[int, StoredWeights] = {}
@@ -88,9 +90,10 @@ class RunState:
             JournalError: the journal no longer holds what it held.
         """
         record = self.journal.read(offset)
-        if record.WhichOneof("kind") != "selection" or record.selection.step != step:
+        message = record.trained.selection if record.HasField("trained") else record.selection
+        if record.WhichOneof("kind") not in ("selection", "trained") or message.step != step:
             raise JournalError(f"journal {self.journal.folder} doesn't hold the selection of step {step} where it was")
-        return record.selection
+        return message
 
     def history(self, step: int) -> bytes:
         """What the selection of `step` needs of the steps before it; empty where it needs nothing.
@@ -135,6 +138,8 @@ class RunState:
                 self._apply_opened(record.opened)
             case "selection":
                 self._apply_selection(record.selection, offset)
+            case "trained":
+                self._apply_trained(record.trained.selection, offset)
             case "weights":
                 self._weights[record.weights.version] = StoredWeights(record.weights.sha256, record.weights.incarnation)
             case "closed":
@@ -145,6 +150,15 @@ class RunState:
     def _apply_selection(self, message: selector_pb2.SelectionMessage, offset: int) -> None:
         stored = self._weights.get(message.weights_version)
         fits = message.weights_sha256 == (stored.sha256 if stored else "") and message.step not in self._selections
+        self._place(message, offset, fits=fits)
+
+    def _apply_trained(self, message: selector_pb2.SelectionMessage, offset: int) -> None:
+        self.num_set_aside += message.step in self._selections
+        self._trained.add(message.step)
+        self._place(message, offset, fits=not message.weights_sha256)
+
+    def _place(self, message: selector_pb2.SelectionMessage, offset: int, *, fits: bool) -> None:
+        """Let a selection stand, and chain those that stand after it to it."""
         if message.chain != self._link(message) or not fits:
             raise JournalError(
                 f"journal {self.journal.folder}, byte {offset}: the chain of selections is broken at step "
@@ -153,11 +167,19 @@ class RunState:
                 "copy, or start the run over under another name"
             )
         self._selections[message.step], self._chains[message.step] = offset, message.chain
+        self._chain_again(message.step + 1)
         self._advance()
+
+    def _chain_again(self, first: int) -> None:
+        """Chain what stands from a step on, without a gap, to what now stands before it."""
+        while first in self._selections:
+            self._chains[first] = self._link(self.selection(first))
+            first += 1
 
     def _link(self, message: selector_pb2.SelectionMessage) -> bytes:
         """The hash that chains a selection to the one before it."""
-        return chain_link(self._chains.get(message.step - 1, self._chain_root), message)
+        before = self._chains[message.step - 1] if message.step - 1 in self._selections else self._chain_root
+        return chain_link(before, message)
 
     def _apply_opened(self, opened: journal_pb2.Opened) -> None:
         self.info, self._chain_root = run_from_pb(opened.run), chain_root(opened.run)
@@ -168,11 +190,17 @@ class RunState:
         self.closed = False
         self.completed = dict.fromkeys(range(self.info.world_size), opened.cursor)
         if opened.restarted:
-            self._selections, self._weights = {}, {}
+            self._selections, self._weights, self._trained = {}, {}, set()
         kept, timing = opened.kept_version, self.info.timing
         self._branch_ends[opened.incarnation] = -1 if opened.restarted else kept
-        self._selections = {t: at for t, at in self._selections.items() if timing.weights_version(t) <= kept}
+        standing = self._selections
+        self._selections = {
+            t: at for t, at in standing.items() if t in self._trained or timing.weights_version(t) <= kept
+        }
         self._chains = {t: self._chains[t] for t in self._selections}
+        if dropped := standing.keys() - self._selections.keys():
+            for step in sorted(step for step in self._trained if step > min(dropped)):
+                self._chains[step] = self._link(self.selection(step))
         self.num_set_aside += before - len(self._selections)
         self._weights = {v: stored for v, stored in self._weights.items() if v <= kept}
         self._next_step = opened.cursor

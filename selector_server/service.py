@@ -39,6 +39,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
             restart=request.restart,
             open_id=request.open_id,
             checkpoint_incarnation=request.checkpoint_incarnation,
+            trained=request.trained,
         )
         return pb.OpenRunReply(incarnation=incarnation, missing_versions=missing)
 
@@ -116,6 +117,14 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         """Note a rank's progress."""
         self._host.report(request.run, request.incarnation, rank=request.rank, completed=request.completed)
         return pb.ReportProgressReply()
+
+    @unary
+    async def ReportTrained(
+        self, request: pb.ReportTrainedRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ReportTrainedReply:
+        """Note steps that were trained without a selection."""
+        await self._host.trained(request.run, request.incarnation, request.steps)
+        return pb.ReportTrainedReply()
 
     @stream
     async def WatchRun(

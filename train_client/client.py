@@ -1,51 +1,29 @@
-"""One rank's connection to its selector server: deadlines, retries, re-subscription. Knows nothing of training.
+"""One rank's connection to its selector server, in the calls that training makes. Knows nothing of training.
 
-A broken stream never resumes by itself, so it is asked for again from the first step that is missing; the server keeps
-every selection, so each step arrives exactly once and in order whatever breaks in between.
+`calls` decides what is repeated, `stream` receives selections, `reports` sends progress, `waiting` says who is waited
+for and when that ends.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import queue
-import random
-import threading
-import time
+import math
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import grpc
+from collections.abc import Callable, Mapping
 
 from shared.config import ClientConfig
-from shared.convert import run_to_pb, times_from_pb
-from shared.errors import RETRYABLE, SubbatchError, UnavailableError, WireError, from_rpc_error
+from shared.convert import run_to_pb
+from shared.errors import WireError
 from shared.pb.v1 import selector_pb2 as pb
-from shared.pb.v1 import selector_pb2_grpc
-from shared.records import PhaseTimes, RunInfo, Selection
-from shared.transport import call_metadata, open_channel
+from shared.records import RunInfo
 from shared.weights import content_hash
-from shared.wire import decode_selection
-from train_client.upload import PUSH_METHOD, push_messages
+from train_client.calls import Calls
+from train_client.received import Received
+from train_client.reports import Reports, trained_to_pb
+from train_client.stream import Look, SelectionStream
+from train_client.upload import push_messages
+from train_client.waiting import Liveness, Wait
 
-logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-_LOG_EVERY_S = 10.0
-_MAX_QUEUED = 64
 _SLOWEST_PUSH_BYTES_PER_S = 4 << 20
-
-
-@dataclass(frozen=True)
-class Received:
-    """A selection as it arrived, with the server's phase times, its size on the wire, and when that was."""
-
-    selection: Selection
-    times: PhaseTimes
-    num_bytes: int
-    arrived_unix_ns: int
 
 
 class SelectorClient:
@@ -57,30 +35,32 @@ class SelectorClient:
         Raises:
             ConfigError: a token or TLS file that can't be read.
         """
-        self._config, self._run, self._rank = config, run, rank
-        self._metadata = call_metadata(config)
-        self._channel = open_channel(config.selector, config.tls)
-        self._stub = selector_pb2_grpc.SelectorServiceStub(self._channel)
-        self._push_weights = self._channel.stream_unary(
-            PUSH_METHOD, response_deserializer=pb.PushWeightsReply.FromString
-        )
-        self._incarnation = 0
-        self._arrived: queue.Queue[Received | SubbatchError] = queue.Queue(_MAX_QUEUED)
-        self._stopping = threading.Event()
-        self._trouble = ""
-        self._stream: Any = None
-        self._threads: list[threading.Thread] = []
-        self._progress = threading.Condition()
-        self._completed = self._reported = -1
-        self._subscription = 0
-        self._report_error: SubbatchError | None = None
+        self._config, self._run, self._incarnation = config, run, 0
+        self._calls = Calls(config)
+        self._liveness = Liveness(self._calls, run=run)
+        self._stream = SelectionStream(self._calls, self._liveness, run=run, rank=rank, on_broken=self._broken)
+        self._reports = Reports(self._calls, self._liveness, run=run, rank=rank, on_refused=self._stream.fail)
 
     # ---- opening and closing
 
     def open_run(
-        self, info: RunInfo, *, cursor: int, restart: bool, checkpoint_incarnation: int = 0
+        self,
+        info: RunInfo,
+        *,
+        cursor: int,
+        restart: bool,
+        checkpoint_incarnation: int = 0,
+        trained: Mapping[int, bytes] | None = None,
     ) -> tuple[int, list[int]]:
         """Open the run as its only writer: its incarnation, and the versions of the weights to push.
+
+        Args:
+            info: The run.
+            cursor: How many steps this job's checkpoint has attempted.
+            restart: Whether to start over under a name that is taken.
+            checkpoint_incarnation: That saved the checkpoint; 0 where there is none.
+            trained: Steps that the checkpoint trained, or is to train, without a selection, and the hashes of their
+                rows, where the server may not know of them.
 
         Raises:
             SubbatchError: what the server refuses, or UnavailableError where it can't be reached in time.
@@ -91,10 +71,11 @@ class SelectorClient:
             restart=restart,
             open_id=uuid.uuid4().hex,
             checkpoint_incarnation=checkpoint_incarnation,
+            trained=trained_to_pb(trained or {}),
         )
-        reply = self._call(
+        reply = self._calls.call(
             f"opening run {self._run!r} at step {cursor} on {self._config.selector}",
-            lambda timeout: self._stub.OpenRun(request, timeout=timeout, metadata=self._metadata),
+            lambda timeout: self._calls.stub.OpenRun(request, timeout=timeout, metadata=self._calls.metadata),
             patience_s=self._config.connect_timeout_s,
             # Opening builds the run's model on the server, which takes longer than a plain call.
             timeout_s=self._config.wait_timeout_s,
@@ -106,11 +87,8 @@ class SelectorClient:
     def attach(self, incarnation: int, *, from_step: int, num_steps: int) -> None:
         """Begin to receive selections and to report progress, both in the background."""
         self._incarnation = incarnation
-        self._completed = from_step
-        for target, arguments in ((self._receive, (from_step, num_steps)), (self._report, ())):
-            thread = threading.Thread(target=target, args=arguments, name=f"subbatch-{target.__name__}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        self._stream.start(incarnation, from_step=from_step, num_steps=num_steps)
+        self._reports.start(incarnation, completed=from_step)
 
     def close_run(self) -> None:
         """Tell the server that training is done.
@@ -119,23 +97,20 @@ class SelectorClient:
             SubbatchError: refused, or the server can't be reached.
         """
         request = pb.CloseRunRequest(run=self._run, incarnation=self._incarnation)
-        self._call(
-            f"closing run {self._run!r}",
-            lambda timeout: self._stub.CloseRun(request, timeout=timeout, metadata=self._metadata),
-        )
+
+        def closing(timeout_s: float) -> None:
+            self._reports.tell_trained(timeout_s)
+            self._calls.stub.CloseRun(request, timeout=timeout_s, metadata=self._calls.metadata)
+
+        self._calls.call(f"closing run {self._run!r}", closing)
 
     def close(self) -> None:
         """Stop the background threads and the channel."""
-        self._stopping.set()
-        if self._stream is not None:
-            self._stream.cancel()
-        with self._progress:
-            self._progress.notify_all()
-        with contextlib.suppress(queue.Full):  # then nobody is waiting
-            self._arrived.put_nowait(UnavailableError(f"run {self._run!r}: the connection to the server was closed"))
-        self._channel.close()
-        for thread in self._threads:
-            thread.join()
+        self._calls.close()
+        self._stream.close()
+        self._reports.close()
+        self._stream.join()
+        self._reports.join()
 
     # ---- selections
 
@@ -143,97 +118,38 @@ class SelectorClient:
         """The selection of a step; steps must be asked for in order. Waits, and says what for.
 
         Args:
-            step: Which step.
+            step: Which step; none that was skipped.
             is_due: Whether anybody needs it yet; until then it is waited for in silence and without end.
 
         Raises:
-            UnavailableError: none came within client.wait_timeout_s, or the client was closed.
+            UnavailableError: none came within client.wait_timeout_s, the server is away and client.on_unavailable says
+                to fail, or the client was closed.
             SubbatchError: the server refused the stream, or selecting failed.
         """
-        began = time.monotonic()
-        next_log = began + _LOG_EVERY_S
-        while True:
-            try:
-                arrived = self._arrived.get(timeout=0.5)
-            except queue.Empty:
-                if not is_due():
-                    began = time.monotonic()
-                    next_log = began + _LOG_EVERY_S
-                    continue
-                waited = time.monotonic() - began
-                if waited > self._config.wait_timeout_s:
-                    raise UnavailableError(
-                        f"run {self._run!r}: no selection for step {step} within {waited:.0f} s: {self._blame()}: "
-                        "look at the server's log, then resume from the last checkpoint"
-                    ) from None
-                if time.monotonic() > next_log:
-                    next_log += _LOG_EVERY_S
-                    logger.warning(
-                        "run %s: step %d: waiting for its selection since %.0f s: %s",
-                        self._run, step, waited, self._blame(),
-                    )  # fmt: skip
-                continue
-            if isinstance(arrived, SubbatchError):
-                raise arrived
-            if arrived.selection.step != step:
-                raise WireError(
-                    f"run {self._run!r}: got the selection of step {arrived.selection.step} for step {step}"
-                )
-            return arrived
+        received = self.selection_unless_skipped(step, is_due=is_due)
+        if received is None:
+            raise WireError(f"run {self._run!r}: the selection of step {step} was skipped, and is asked for now")
+        return received
 
-    def _blame(self) -> str:
-        """Who keeps this rank waiting, in words."""
-        if self._trouble:
-            return self._trouble
-        try:
-            stream = self._stub.WatchRun(pb.WatchRunRequest(run=self._run), timeout=2.0, metadata=self._metadata)
-            status = next(iter(stream))
-            stream.cancel()
-        except (grpc.RpcError, StopIteration):
-            return f"server {self._config.selector} doesn't answer"
-        return f"the server waits for {status.waits_for}" if status.waits_for != "scoring" else "the server is scoring"
+    def selection_unless_skipped(self, step: int, *, is_due: Callable[[], bool]) -> Received | None:
+        """The same; None as soon as the step is skipped."""
+        return self._stream.take(step, is_due=is_due)
 
-    def _receive(self, step: int, num_steps: int) -> None:
-        """Keep a stream open and queue what arrives, until the last step or an error that trying again won't mend."""
-        while step < num_steps and not self._stopping.is_set():
-            request = pb.StreamSelectionsRequest(
-                run=self._run, incarnation=self._incarnation, rank=self._rank, from_step=step
-            )
-            try:
-                self._stream = self._stub.StreamSelections(request, metadata=self._metadata, wait_for_ready=True)
-                for message in self._stream:
-                    received = _decode(message, run=self._run, step=step)
-                    self._trouble = ""
-                    self._put(received)
-                    step += 1
-                    if self._stopping.is_set():
-                        return
-            except grpc.RpcError as error:
-                if self._stopping.is_set():
-                    return
-                if error.code() not in RETRYABLE:
-                    self._put(from_rpc_error(error, doing=f"streaming selections of run {self._run!r}"))
-                    return
-                self._trouble = f"no connection to {self._config.selector}: {error.details()}"
-                logger.warning("run %s: step %d: %s; subscribing again", self._run, step, self._trouble)
-                # A server that restarted has forgotten how far this rank is.
-                with self._progress:
-                    self._reported = -1
-                    self._subscription += 1
-                    self._progress.notify_all()
-                self._stopping.wait(random.uniform(0.05, 0.3))
-            except Exception as error:  # this thread's end must not look like a server that is silent
-                trouble = error if isinstance(error, SubbatchError) else WireError(f"run {self._run!r}: {error!r}")
-                self._put(trouble)
-                return
+    def wait_for_selection(self, step: int) -> Wait:
+        """A wait, from now on, for the selection of a step."""
+        return self._stream.wait_for(step)
 
-    def _put(self, item: Received | SubbatchError) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._arrived.put(item, timeout=0.5)
-                return
-            except queue.Full:
-                continue
+    def look(self, step: int, wait: Wait) -> Look:
+        """Wait a moment for a step's selection, or an error instead, and say how it stands.
+
+        Raises:
+            UnavailableError: the server answers, but hasn't selected the step in time.
+        """
+        return self._stream.look(step, wait)
+
+    def skip_to(self, step: int) -> None:
+        """Selections of steps before this one aren't wanted any more."""
+        self._stream.skip_to(step)
 
     # ---- progress
 
@@ -243,39 +159,20 @@ class SelectorClient:
         Raises:
             SubbatchError: an earlier report was refused.
         """
-        with self._progress:
-            if self._report_error:
-                raise self._report_error
-            self._completed = completed
-            self._progress.notify_all()
+        self._reports.completed(completed)
 
-    def _report(self) -> None:
-        """Send the newest progress whenever the server doesn't have it."""
-        while True:
-            with self._progress:
-                self._progress.wait_for(lambda: self._stopping.is_set() or self._reported < self._completed)
-                if self._stopping.is_set():
-                    return
-                completed, subscription = self._completed, self._subscription
-            request = pb.ReportProgressRequest(
-                run=self._run, incarnation=self._incarnation, rank=self._rank, completed=completed
-            )
-            try:
-                self._stub.ReportProgress(
-                    request, timeout=self._config.call_timeout_s, metadata=self._metadata, wait_for_ready=True
-                )
-            except grpc.RpcError as error:
-                if self._stopping.is_set():
-                    return
-                if error.code() in RETRYABLE:
-                    self._stopping.wait(random.uniform(0.05, 0.3))
-                    continue
-                with self._progress:
-                    self._report_error = from_rpc_error(error, doing=f"reporting progress of run {self._run!r}")
-                return
-            with self._progress:
-                if subscription == self._subscription:  # else the server that heard it may be gone
-                    self._reported = completed
+    def report_trained(self, steps: Mapping[int, bytes]) -> None:
+        """Tell it, in the background and before anything is pushed, of steps that are trained without a selection.
+
+        Args:
+            steps: The hash of each one's rows.
+        """
+        self._reports.trained(steps)
+
+    @property
+    def untold_trained(self) -> dict[int, bytes]:
+        """Steps trained without a selection that the server hasn't confirmed."""
+        return self._reports.untold
 
     # ---- weights
 
@@ -292,56 +189,29 @@ class SelectorClient:
             num_bytes=len(payload),
             sha256=content_hash(payload),
         )
-        reply = self._call(
+
+        def pushing(timeout_s: float) -> pb.PushWeightsReply:
+            # Weights are taken in order, and steps that were trained without a selection leave gaps in it.
+            self._reports.tell_trained(timeout_s)
+            reply: pb.PushWeightsReply = self._calls.push_weights(
+                push_messages(header, payload), timeout=timeout_s, metadata=self._calls.metadata
+            )
+            return reply
+
+        config = self._config
+        reply = self._calls.call(
             f"run {self._run!r}: pushing weights version {version}",
-            lambda timeout: self._push_weights(
-                push_messages(header, payload), timeout=timeout, metadata=self._metadata
-            ),
-            patience_s=self._config.wait_timeout_s,
-            timeout_s=self._config.call_timeout_s + len(payload) / _SLOWEST_PUSH_BYTES_PER_S,
+            pushing,
+            patience_s=math.inf if config.on_unavailable == "sample" else config.wait_timeout_s,
+            timeout_s=config.call_timeout_s + len(payload) / _SLOWEST_PUSH_BYTES_PER_S,
         )
+        self._liveness.answered()
         if reply.durable_version != version:
             raise WireError(f"run {self._run!r}: pushed weights version {version}, got {reply.durable_version} back")
 
-    def _call(
-        self,
-        doing: str,
-        call: Callable[[float], T],
-        *,
-        patience_s: float | None = None,
-        timeout_s: float | None = None,
-        remedy: str = "look at the server's log, then resume from the last checkpoint",
-    ) -> T:
-        """Make a call that is safe to repeat, again and again while the server is away, for `patience_s` at most."""
-        patience_s = self._config.call_timeout_s if patience_s is None else patience_s
-        began = time.monotonic()
-        next_log = began
-        while True:
-            try:
-                return call(timeout_s or self._config.call_timeout_s)
-            except grpc.RpcError as error:
-                waited = time.monotonic() - began
-                failure = from_rpc_error(error, doing=doing)
-                if error.code() not in RETRYABLE:
-                    raise failure from None
-                if waited > patience_s:
-                    raise UnavailableError(f"{failure}: gave up after {waited:.0f} s: {remedy}") from None
-                if time.monotonic() >= next_log:
-                    next_log = time.monotonic() + _LOG_EVERY_S
-                    logger.warning("%s; trying again for %.0f s more", failure, patience_s - waited)
-                if self._stopping.wait(random.uniform(0.1, 0.5)):
-                    raise failure from None
+    def wait_for_push(self, step: int) -> Wait:
+        """A wait, at a step, for a push to be durable."""
+        return Wait(self._liveness, self._calls, run=self._run, step=step, what="weights to be durable on the server")
 
-
-def _decode(message: pb.SelectionMessage, *, run: str, step: int) -> Received:
-    """The selection in a message, if it is the one that was asked for.
-
-    Raises:
-        WireError: malformed, of another run, or not the next step.
-    """
-    selection = decode_selection(message.arrow)
-    if selection.run != run or selection.step != step or message.step != step:
-        raise WireError(
-            f"expected the selection of run {run!r}, step {step}, got run {selection.run!r}, step {selection.step}"
-        )
-    return Received(selection, times_from_pb(message.times), len(message.arrow), time.time_ns())
+    def _broken(self) -> None:
+        self._reports.forget()

@@ -14,8 +14,8 @@ from shared.dataset import Store
 from shared.errors import CursorError
 from shared.records import PhaseTimes, RunInfo
 from shared.wire import decode_selection, encode_selection
-from train_client.client import Received
 from train_client.ranks import Ranks
+from train_client.received import Received
 
 _GROUP, _NAME = "subbatch.selectors", "inline"
 
@@ -64,6 +64,10 @@ class InlineSource:
 
         encoded, times = self._ranks.on_first(take)
         return Received(decode_selection(encoded), times, len(encoded), time.time_ns())
+
+    def instead(self, step: int) -> Received | None:
+        """Every step has its selection."""
+        return None
 
     def before_step(self) -> None:
         """What these weights are for has been selected."""

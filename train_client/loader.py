@@ -19,9 +19,9 @@ from shared.errors import DataError
 from shared.partition import MicroBatch, micro_batches_per_step, partition
 from shared.records import Selection
 from shared.rowloss import collate
-from train_client.client import Received
 from train_client.ranks import Ranks
 from train_client.read_ahead import ReadAhead
+from train_client.received import Received
 from train_client.source import SelectionSource
 from train_client.staging import Staged, Staging
 
@@ -125,7 +125,10 @@ class SubBatchLoader:
             SubbatchError: no selection came, or it names rows that this rank's store doesn't hold.
         """
         started_ns, clock = time.time_ns(), time.perf_counter()
+        instead = self._source.instead(step)
         prepared = self._ahead.take() if self._ahead else self._prepare(step)
+        if instead and not prepared.received.selection.fallback:  # it came when the ranks had agreed to do without
+            prepared = self._divide(instead)
         self._staging.hand_over(prepared.staged, [t for batch in prepared.micro_batches for t in batch.tensors()])
         ready = time.perf_counter()
         wait_seconds = min(max(prepared.received.arrived_unix_ns - started_ns, 0) / 1e9, ready - clock)
@@ -148,7 +151,9 @@ class SubBatchLoader:
             self._ahead.join()
 
     def _prepare(self, step: int) -> _Prepared:
-        received = self._source.selection(step)
+        return self._divide(self._source.selection(step))
+
+    def _divide(self, received: Received) -> _Prepared:
         selection = received.selection
         parts = self._share(selection)
         with self._staging.copying() as staged:

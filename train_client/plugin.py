@@ -340,4 +340,4 @@ class SubbatchPlugin:
             return InlineSource(self._model, self._store, self._ranks)
         if client.replay is not None:
             return ReplaySource(client.replay, self._store)
-        return ServerSource(client, self._model, self._ranks, run=self._config.run.name)
+        return ServerSource(client, self._model, self._store, self._ranks, run=self._config.run)

@@ -72,6 +72,7 @@ class Progress:
             "large_batch_size": report.selection.large_batch_size,
             "learning_rate": learning_rate,
             "skipped": report.selection.skipped.tolist(),
+            "fallback": report.selection.fallback,
             "step_seconds": report.step_seconds,
             **{f.name: getattr(report, f.name) for f in fields(report) if f.name not in ("selection", "selector")},
             "weights": [picks[number][0] for number in report.rows],

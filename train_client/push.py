@@ -1,7 +1,8 @@
 """Weights on their way to the server: a snapshot on the training thread, everything else in the background.
 
-A snapshot is kept until the server has it on disk, then its memory serves the next. At most two are under way; a third
-waits, and says so, since a version that is skipped would leave a later step without its weights.
+A snapshot is kept until the server has it on disk, then its memory serves the next. Two are under way at most, unless
+training goes on without the server; one more waits, and says so, since a version that is skipped would leave a later
+step without its weights.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ MAX_UNDER_WAY = 2
 class Pusher:
     """Uploads snapshots in order, in one background thread."""
 
-    def __init__(self, upload: Callable[[int, memoryview], None], *, run: str) -> None:
+    def __init__(
+        self, upload: Callable[[int, memoryview], None], *, run: str, max_under_way: int = MAX_UNDER_WAY
+    ) -> None:
         """Start the thread.
 
         Args:
             upload: Sends one version's payload and returns when it is durable.
             run: The run's name, for logs.
+            max_under_way: Snapshots that aren't durable before the next push waits.
         """
-        self._upload, self._run = upload, run
+        self._upload, self._run, self._max_under_way = upload, run, max_under_way
         self._changed = threading.Condition()
         self._under_way: list[tuple[int, Snapshot]] = []
         self._free: list[Snapshot] = []
@@ -51,11 +55,13 @@ class Pusher:
             WeightsError: tensors that can't be sent, or others than before.
         """
         with self._changed:
-            if len(self._under_way) >= MAX_UNDER_WAY and not self._error:
+            if len(self._under_way) >= self._max_under_way and not self._error:
                 began = time.monotonic()
                 waits_for = self._under_way[0][0]
                 logger.warning("run %s: weights version %d waits for version %d", self._run, version, waits_for)
-                self._changed.wait_for(lambda: len(self._under_way) < MAX_UNDER_WAY or self._error)
+                self._changed.wait_for(
+                    lambda: len(self._under_way) < self._max_under_way or self._error or self._stopping
+                )
                 logger.warning("run %s: waited %.1f s for a push", self._run, time.monotonic() - began)
             self._raise_error()
             snapshot = self._free.pop() if self._free else None
@@ -71,21 +77,46 @@ class Pusher:
         if self._newest:
             self._newest.before_overwriting()
 
-    def wait_durable(self) -> None:
-        """Return when everything pushed so far is durable on the server.
+    def wait_durable(self, gives_up: Callable[[], bool] = lambda: False) -> bool:
+        """Return when everything pushed so far is durable on the server: True; or False where the caller gives up.
+
+        Args:
+            gives_up: Asked twice a second.
 
         Raises:
             SubbatchError: an upload was refused, or the server stayed away.
         """
+        while True:
+            with self._changed:
+                is_over = self._changed.wait_for(lambda: not self._under_way or self._error or self._stopping, 0.5)
+                self._raise_error()
+                if is_over:
+                    return not self._under_way
+            if gives_up():
+                return False
+
+    @property
+    def not_durable(self) -> list[int]:
+        """Versions that were pushed and that the server hasn't confirmed, oldest first."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._under_way or self._error)
-            self._raise_error()
+            return [version for version, _ in self._under_way]
+
+    def keep_newest(self) -> None:
+        """Give up what hasn't been sent but the newest, and the upload at hand, whose memory is in use."""
+        with self._changed:
+            self._free += [snapshot for _, snapshot in self._under_way[1:-1]]
+            del self._under_way[1:-1]
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Stop the thread after the upload at hand; what hasn't been sent is dropped."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+
+    def join(self) -> None:
+        """Return when the thread has ended, after `close` and the end of the upload at hand."""
+        self._thread.join()
 
     def _raise_error(self) -> None:
         if self._error:

@@ -44,6 +44,24 @@ class Ranks:
             raise result
         return result  # type: ignore[return-value]
 
+    def gather(self, action: Callable[[], T]) -> list[T]:
+        """Run `action` on every rank and give all results, by rank, to each.
+
+        Raises:
+            SubbatchError: what `action` raised on the lowest rank where it did, on every rank.
+        """
+        try:
+            outcome: T | SubbatchError = action()
+        except SubbatchError as error:
+            outcome = error
+        outcomes = gather_object([outcome]) if self.world_size > 1 else [outcome]
+        results: list[T] = []
+        for each in outcomes:
+            if isinstance(each, SubbatchError):
+                raise each
+            results.append(each)
+        return results
+
     def agree_on_cursor(self, run: str, cursor: int) -> None:
         """Refuse ranks that stand at different steps.
 

@@ -16,8 +16,8 @@ import numpy as np
 from shared.dataset import Store
 from shared.errors import ConfigError, DataError, FingerprintError
 from shared.records import PhaseTimes, RunInfo, Selection
-from train_client.client import Received
 from train_client.outcome import Outcome
+from train_client.received import Received
 
 
 class ReplaySource:
@@ -89,6 +89,10 @@ class ReplaySource:
         )
         now = time.time_ns()
         return Received(selection, PhaseTimes(started_unix_ns=now), num_bytes=0, arrived_unix_ns=now)
+
+    def instead(self, step: int) -> Received | None:
+        """Every step has its selection."""
+        return None
 
     def before_step(self) -> None:
         """Nothing is selected with these weights."""

@@ -18,6 +18,7 @@ SCHEMA = pa.schema(
         ("run", pa.string()),
         ("step", pa.int64()),
         ("weights_version", pa.int64()),
+        ("fallback", pa.bool_()),
         ("index", pa.int64()),
         ("source", pa.int32()),
         ("weight", pa.float32()),
@@ -71,6 +72,11 @@ def export(folder: Path, names: Sequence[str], out: Path) -> int:
 def _table(name: str, arrow: bytes) -> pa.Table:
     selection = decode_selection(arrow)
     r = len(selection.index)
-    shared = {"run": [name] * r, "step": [selection.step] * r, "weights_version": [selection.weights_version] * r}
+    shared = {
+        "run": [name] * r,
+        "step": [selection.step] * r,
+        "weights_version": [selection.weights_version] * r,
+        "fallback": [selection.fallback] * r,
+    }
     own = {key: getattr(selection, key) for key in ("index", "source", "weight", "gain", "num_tokens")}
     return pa.table(shared | own, schema=SCHEMA)

@@ -18,6 +18,7 @@ from selector_server.run_state import RunState
 from selector_server.scoring.scorer import Scores
 from shared.dataset import Store
 from shared.errors import FingerprintError, SubbatchError
+from shared.fallback import fallback_selection
 from shared.pb.v1 import selector_pb2 as pb
 from shared.records import Selection
 from shared.weights import decode_weights
@@ -59,7 +60,7 @@ class Replayer:
                 f"run {run.info.name!r} drew from a store with fingerprint {run.info.fingerprints.dataset}, data.store "
                 f"has {store.fingerprint}: give the store that the run was trained with"
             )
-        self._run, self._engine, self._device = run, engine, device
+        self._run, self._store, self._engine, self._device = run, store, engine, device
         self._loaded: tuple[int, str] | None = None
         self._picker = Picker(store, run.info.selection, run.info.name, run.info.seed, device)
 
@@ -77,6 +78,8 @@ class Replayer:
         except SubbatchError as error:
             broken = Finding("differs", f"the selection is malformed: {error}")
             return StepReport(step, broken, broken, broken)
+        if recorded.fallback:
+            return self._check_fallback(recorded)
         kept, problem = None, ""
         try:
             payload = self._run.scores(step)
@@ -89,6 +92,13 @@ class Replayer:
         return StepReport(
             step, self._draw(batch, recorded, kept), scored, self._pick(message, recorded, kept, rescored)
         )
+
+    def _check_fallback(self, recorded: Selection) -> StepReport:
+        """A step that was trained without a server: its rows are a part of the draw, and nothing else is to check."""
+        again = fallback_selection(self._run.info, self._store, recorded.step)
+        unscored = Finding("unchecked", "nothing was scored: the server was away")
+        found = compare(selections(recorded, again))
+        return StepReport(recorded.step, found, unscored, found)
 
     def _draw(self, batch: npt.NDArray[np.int64], recorded: Selection, kept: Kept | None) -> Finding:
         if kept is not None:

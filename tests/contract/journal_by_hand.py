@@ -63,8 +63,18 @@ def digest(*parts: bytes | str | int) -> bytes:
 def chains(entries: list[Entry]) -> dict[int, bytes]:
     """The chain that each selection among entries must have, by its place, from the records themselves."""
     found: dict[int, bytes] = {}
-    standing: dict[int, tuple[int, bytes]] = {}  # step → weights version, chain
+    standing: dict[int, tuple[bool, pb.SelectionMessage]] = {}  # step → whether it is a Trained record's, selection
+    linked: dict[int, bytes] = {}
     root = b""
+
+    def link(t: int) -> bytes:
+        s = standing[t][1]
+        before = linked[t - 1] if t - 1 in standing else root
+        return digest(
+            "subbatch chain 1, selection", before, s.step, s.weights_version, s.weights_sha256, s.arrow, s.history,
+            s.scores_sha256,
+        )  # fmt: skip
+
     for place, entry in enumerate(entries):
         if entry.record.HasField("opened"):
             opened, run = entry.record.opened, entry.record.opened.run
@@ -73,15 +83,21 @@ def chains(entries: list[Entry]) -> dict[int, bytes]:
                 run.selection_json, run.adapter_json, run.fingerprints.dataset, run.fingerprints.tokenizer,
             )  # fmt: skip
             kept = -1 if opened.restarted else opened.kept_version
-            standing = {t: stood for t, stood in standing.items() if stood[0] <= kept}
-        if entry.record.HasField("selection"):
-            s = entry.record.selection
-            before = standing[s.step - 1][1] if s.step - 1 in standing else root
-            found[place] = digest(
-                "subbatch chain 1, selection", before, s.step, s.weights_version, s.weights_sha256, s.arrow,
-                s.history, s.scores_sha256,
-            )  # fmt: skip
-            standing[s.step] = s.weights_version, found[place]
+            newer = [t for t, (trained, s) in standing.items() if not trained and s.weights_version > kept]
+            lost = list(standing) if opened.restarted else newer
+            for t in lost:
+                del standing[t]
+            for t in sorted(standing):  # one by one: each may follow one that was linked anew
+                if lost and t > min(lost):
+                    linked[t] = link(t)
+        for kind in ("selection", "trained"):
+            if entry.record.HasField(kind):
+                s = entry.record.selection if kind == "selection" else entry.record.trained.selection
+                standing[s.step] = kind == "trained", s
+                found[place] = linked[s.step] = link(s.step)
+                for t in sorted(standing):
+                    if t > s.step:
+                        linked[t] = link(t)
     return found
 
 

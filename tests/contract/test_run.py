@@ -718,6 +718,7 @@ class Killed(RuleBasedStateMachine):
         self.incarnation, self.cursor, self.closed = 0, 0, False
         self.made: dict[int, bytes] = {}
         self.pushed: dict[int, bytes] = {}
+        self.trained: set[int] = set()
         self.completed = [0, 0]
         self.count = 0
 
@@ -749,7 +750,9 @@ class Killed(RuleBasedStateMachine):
         # A trainer isn't past a step that has no selection, unless this server has lost them all.
         cursor = min(cursor, self.upcoming()) if self.incarnation else cursor
         over = restart and cursor == 0
-        made = {} if over else {t: m for t, m in self.made.items() if not self.scores or self.version(t) <= cursor}
+        trained = set() if over else self.trained
+        kept = [t for t in self.made if t in trained or not self.scores or self.version(t) <= cursor]
+        made = {} if over else {t: self.made[t] for t in kept}
         pushed = {} if over else {v: p for v, p in self.pushed.items() if v <= cursor}
         lacking = [v for v in self.lacking(cursor, made, pushed) if v <= cursor]
         expected: type[SubbatchError] | None = None
@@ -764,7 +767,7 @@ class Killed(RuleBasedStateMachine):
         assert self.run.open(self.info, cursor=cursor, restart=restart, open_id="") == lacking
         self.incarnation += 1
         self.cursor, self.closed, self.completed = cursor, False, [cursor, cursor]
-        self.made, self.pushed = made, pushed
+        self.made, self.pushed, self.trained = made, pushed, trained
 
     @precondition(lambda self: self.incarnation)
     @rule(ahead=st.integers(-3, 3), lineage=st.sampled_from(["", "other"]))
@@ -774,13 +777,31 @@ class Killed(RuleBasedStateMachine):
         payload = payload_of(version, lineage)
         lacking = self.lacking(self.upcoming(), self.made, self.pushed)
         accepted = self.pushed.get(version) == payload or lacking[:1] == [version]
+        users = {t for t in range(9) if self.scores and self.version(t) == version}
+        skipped = bool(users & self.trained) and all(t < self.cursor or t in self.made for t in users)
         try:
             push(self.run, version, lineage)
         except WeightsError:
             assert not accepted
+            assert not skipped or version in self.pushed
         else:
-            assert accepted
-            self.pushed[version] = payload
+            assert accepted or skipped
+            self.pushed |= {version: payload} if accepted else {}
+
+    @precondition(lambda self: self.incarnation)
+    @rule(back=st.integers(0, 2), count=st.integers(1, 3), repeated=st.booleans())
+    def trained_without(self, back: int, count: int, repeated: bool) -> None:
+        """Steps that the trainer had no selection for, some of which the server has selected in vain."""
+        first = max(0, self.upcoming() - back)
+        steps = range(first, min(first + count, 9))
+        messages = [
+            selector_pb2.SelectionMessage(step=t, arrow=b"step %d without" % t)
+            for t in steps
+            for _ in range(1 + repeated)
+        ]
+        self.run.add_trained(messages)
+        self.trained |= set(steps)
+        self.made |= {t: b"step %d without" % t for t in steps}
 
     @precondition(lambda self: self.incarnation)
     @rule()

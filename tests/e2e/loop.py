@@ -23,7 +23,7 @@ from shared.config import Config, load_config
 from shared.model import trainable_tensors
 from shared.wire import decode_selection, encode_selection
 from train_client import SubbatchPlugin
-from train_client.client import Received
+from train_client.received import Received
 from train_client.train import make_model
 
 
@@ -39,6 +39,7 @@ class FixedSource:
         return Received(decode_selection(self._payload), None, len(self._payload), 0)  # type: ignore[arg-type]
 
     def open(self, *_: object, **__: object) -> None: ...
+    def instead(self, step: int) -> None: ...
     def before_step(self) -> None: ...
     def attempted(self, completed: int) -> None: ...
     def finish(self) -> None: ...

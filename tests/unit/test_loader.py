@@ -14,10 +14,10 @@ from shared.dataset import Store
 from shared.errors import DataError, SubbatchError
 from shared.records import PhaseTimes, Selection
 from tests.support import World
-from train_client.client import Received
 from train_client.loader import Step, SubBatchLoader
 from train_client.ranks import Ranks
 from train_client.read_ahead import ReadAhead
+from train_client.received import Received
 
 NUM_STEPS = 4
 LONG_AGO, FAR_OFF = 0, 1 << 62
@@ -47,6 +47,8 @@ class MadeUpSource:
             num_tokens=self._store.lengths(index) + np.int32(self._is_wrong and step == 2),
         )
         return Received(selection, PhaseTimes(), num_bytes=3, arrived_unix_ns=self._arrived)
+
+    def instead(self, step: int) -> None: ...
 
     def close(self) -> None:
         self.is_closed = True
