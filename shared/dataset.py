@@ -11,13 +11,13 @@ import bisect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from shared.columns import numbers
 from shared.errors import DataError
 from shared.records import Row
 
@@ -91,10 +91,10 @@ class Store:
         self.source_rows = tuple(source.rows for source in manifest.sources)
         self._source_ends = np.cumsum(self.source_rows)
         self._batch_starts = [0, *np.cumsum([batch.num_rows for batch in batches]).tolist()]
-        self._ids = [integers(batch.column("input_ids").values) for batch in batches]
-        self._offsets = [integers(batch.column("input_ids").offsets) for batch in batches]
-        self._num_prompt_tokens = [integers(batch.column("num_prompt_tokens")) for batch in batches]
-        self._origin = [integers(batch.column("origin")) for batch in batches]
+        self._ids = [numbers(batch.column("input_ids").values) for batch in batches]
+        self._offsets = [numbers(batch.column("input_ids").offsets) for batch in batches]
+        self._num_prompt_tokens = [numbers(batch.column("num_prompt_tokens")) for batch in batches]
+        self._origin = [numbers(batch.column("origin")) for batch in batches]
 
     @classmethod
     def open(cls, path: Path | str) -> Store:
@@ -192,12 +192,6 @@ class Store:
 
     def _out_of_range(self, number: int) -> DataError:
         return DataError(f"row {number} is not in store {self.path}: it has {len(self)} rows, 0 to {len(self) - 1}")
-
-
-def integers(column: pa.Array) -> npt.NDArray[Any]:
-    """A column of integers without nulls, where it lies. Arrow's own `to_numpy` would import pandas, for seconds."""
-    _, values = column.buffers()
-    return np.frombuffer(values, dtype=str(column.type))[column.offset : column.offset + len(column)]
 
 
 def _read_manifest(path: Path) -> Manifest:

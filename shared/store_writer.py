@@ -17,7 +17,8 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shared.dataset import MANIFEST_FILE, ROWS_FILE, ROWS_SCHEMA, Manifest, SourceInfo, TokenizerInfo, integers
+from shared.columns import numbers
+from shared.dataset import MANIFEST_FILE, ROWS_FILE, ROWS_SCHEMA, Manifest, SourceInfo, TokenizerInfo
 
 
 def write_store(
@@ -96,4 +97,4 @@ def _durable(file: Path) -> Iterator[BinaryIO]:
 
 
 def _little_endian(column: pa.Array) -> bytes:
-    return integers(column).astype("<i4", copy=False).tobytes()
+    return numbers(column).astype("<i4", copy=False).tobytes()

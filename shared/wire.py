@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from shared.arrow_head import plain_batch_rows
+from shared.columns import numbers
 from shared.errors import WireError
 from shared.records import Selection
 
@@ -66,7 +67,7 @@ def decode_selection(payload: bytes) -> Selection:
     for name in _COLUMNS:
         if batch.column(name).null_count:
             raise WireError(f"selection column {name} has nulls")
-        columns[name] = batch.column(name).to_numpy()
+        columns[name] = numbers(batch.column(name))
     try:
         selection = Selection(
             run=shared["run"],

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from shared.config import ClientConfig, RunConfig
 from shared.dataset import Store
 from shared.errors import UnavailableError
-from shared.model import trainable_tensors
 from shared.records import RunInfo
 from train_client.calls import LOG_EVERY_S
 from train_client.client import SelectorClient
@@ -21,6 +20,7 @@ from train_client.push import MAX_UNDER_WAY, Pusher
 from train_client.ranks import Ranks
 from train_client.received import Received
 from train_client.stream import Look
+from train_client.trained import TrainedTensors
 from train_client.waiting import Wait
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class ServerSource:
     reads_ahead = True
 
     def __init__(self, client: ClientConfig, model: Any, store: Store, ranks: Ranks, *, run: RunConfig) -> None:
-        self._model, self._ranks = model, ranks
+        self._trained, self._ranks = TrainedTensors(model), ranks
         self._client = SelectorClient(client, run=run.name, rank=ranks.rank)
         self._samples = client.on_unavailable == "sample"
         # No step may wait for a server that is away: what its selection needs is under way, and one upload at hand.
@@ -222,4 +222,4 @@ class ServerSource:
 
     def _push(self, version: int) -> None:
         if self._pusher:
-            self._pusher.push(version, trainable_tensors(self._model))
+            self._pusher.push(version, self._trained.now())

@@ -417,8 +417,14 @@ def test_generated_code_is_what_the_contract_would_generate() -> None:
     assert check.returncode == 0, check.stderr
 
 
-def test_reading_a_selection_or_a_journal_does_not_load_torch() -> None:
-    code = "import sys, shared.wire, shared.convert, selector_server.journal, selector_server.run; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+def test_reading_a_selection_or_a_journal_does_not_load_torch_or_pandas(tmp_path: Path) -> None:
+    sent = tmp_path / "sent"
+    sent.write_bytes(encode_selection(a_selection()))
+    code = (
+        "import sys, shared.wire, shared.convert, selector_server.journal, selector_server.run; "
+        "shared.wire.decode_selection(open(sys.argv[1], 'rb').read()); print(*sys.modules)"
+    )
+    command = [sys.executable, "-c", code, sent]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert "selector_server.run" in loaded
-    assert not {"torch", "transformers", "peft", "safetensors"} & set(loaded)
+    assert not {"torch", "transformers", "peft", "safetensors", "pandas"} & set(loaded)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,28 @@ _PATIENCE_S = 6 * 3600.0
 class Job:
     """A run of an arm. Made, started, advanced any number of times, ended."""
 
-    def __init__(self, arm: Arm, config: Config, folder: Path, devices: Devices, *, num_steps: int) -> None:
-        """Prepare a run of an arm's configuration in a new folder; nothing is started yet."""
+    def __init__(
+        self,
+        arm: Arm,
+        config: Config,
+        folder: Path,
+        devices: Devices,
+        *,
+        num_steps: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Prepare a run of an arm's configuration in a new folder; nothing is started yet.
+
+        Args:
+            arm: Which way to train.
+            config: What makes that way, and everything else but its folders and its server.
+            folder: Of this run.
+            devices: Where both processes run.
+            num_steps: Steps of the run.
+            environment: Beside what the devices want.
+        """
         self.arm, self.folder, self._devices = arm, folder, devices
+        self._environment = environment or {}
         port = free_port()
         values: dict[str, Any] = {
             "run.num_steps": num_steps,
@@ -79,7 +99,7 @@ class Job:
         self._start("the trainer", self._devices.trainer, *train_command(path, num_processes=1), log="train.log")
 
     def _start(self, name: str, device: Device, *arguments: object, log: str) -> None:
-        environment = environment_beside_config() | device.environment
+        environment = environment_beside_config() | device.environment | dict(self._environment)
         title, path = f"{name} of {self.arm.name}", self.folder / log
         self._commands.append(Command(title, *arguments, log=path, environment=environment, dies_with_us=True))
 

@@ -7,7 +7,7 @@ trains again on the rows that the default arm selected, so that the two differ i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -143,9 +143,16 @@ class _Measured:
         r, b = base.selection.sub_batch_size, base.selection.large_batch_size
         console.print(f"r = {r}, b = {b}: {', '.join(arms)}")
 
-        def make(name: str, folder: Path, recording: Path, config: Config, num_steps: int) -> Job:
-            arm = ARMS[name]
-            return Job(arm, arm.config(config, recording=recording), folder, devices, num_steps=num_steps)
+        def make(
+            name: str,
+            folder: Path,
+            recording: Path,
+            config: Config,
+            num_steps: int,
+            environment: Mapping[str, str] | None = None,
+        ) -> Job:
+            arm, made = ARMS[name], ARMS[name].config(config, recording=recording)
+            return Job(arm, made, folder, devices, num_steps=num_steps, environment=environment)
 
         console.print(f"recording {schedule.num_steps} steps of {DEFAULT}, whose rows the floor trains on again")
         recorded = work / "recording"
@@ -157,7 +164,14 @@ class _Measured:
         held = [name for name in arms if not quick or ARMS[name].push_every == 1]
         console.print(f"memory, without gradient accumulation: {memory.STEPS} steps of each arm")
         peaks = memory.measure_peaks(
-            lambda name: make(name, work / "memory" / name, work / "memory" / DEFAULT / "train", whole, memory.STEPS),
+            lambda name: make(
+                name,
+                work / "memory" / name,
+                work / "memory" / DEFAULT / "train",
+                whole,
+                memory.STEPS,
+                memory.ENVIRONMENT,
+            ),
             held,
             devices,
             logs=work / "memory",

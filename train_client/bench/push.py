@@ -30,6 +30,7 @@ from train_client.experiment.collect import write_json
 from train_client.machine import machine, versions
 from train_client.process import Command
 from train_client.push import Pusher
+from train_client.trained import TrainedTensors
 
 LIMIT_MS = 250.0
 _PUSHES, _QUICK_PUSHES = 15, 7
@@ -171,13 +172,13 @@ def _measure(adapter: Any, step: Callable[[], None], address: str, *, count: int
             durable.set()
 
     pusher = Pusher(upload, run="push")
-    pushes = []
+    trained, pushes = TrainedTensors(adapter), []
     try:
         step()
         for version in range(count):
             durable.clear()
             begun = thread_time()
-            pusher.push(version, trainable_tensors(adapter))
+            pusher.push(version, trained.now())
             snapshot = thread_time() - begun
             steps = 0
             while not durable.is_set():
