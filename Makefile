@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := deploy/constraints.txt
 export HF_HUB_OFFLINE ?= 1
+FUZZ_MINUTES ?= 10
 
-.PHONY: demo test test-all chaos check lint types drift proto constraints clean
+.PHONY: demo test test-all chaos fuzz check lint types drift proto constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/train-client demo --out out/demo
@@ -21,6 +22,12 @@ test-all: $(VENV)/.ready
 chaos: $(VENV)/.ready
 	rm -rf out/chaos
 	$(BIN)/python -m tests.chaos --minutes 30 --seed 0 --faults 50 --out out/chaos
+
+# The decoders of everything that arrives, one after another; `make test` has a short version that is always the same.
+fuzz: $(VENV)/.ready
+	for file in tests/fuzz/test_*.py; do \
+	  FUZZ_MINUTES=$(FUZZ_MINUTES) $(BIN)/pytest $$file --timeout 0 -o log_cli=true --log-cli-level INFO || exit 1; \
+	done
 
 check: lint types drift test
 

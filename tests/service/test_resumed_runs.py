@@ -1,0 +1,115 @@
+"""A server that starts on the journals of another: which runs it takes up, which it refuses, and what they kept."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from selector_server.journal import Journal
+from selector_server.run_state import RunState
+from shared.config import ClientConfig
+from shared.errors import JournalError
+from shared.weights import encode_weights
+from tests.service.harness import Job, LiveServer
+from tests.support import World
+from train_client.client import SelectorClient
+
+STEPS = 5
+
+
+def connect(server: LiveServer, run: str) -> SelectorClient:
+    config = ClientConfig(selector=server.address, wait_timeout_s=30.0, connect_timeout_s=5.0)
+    return SelectorClient(config, run=run, rank=0)
+
+
+def train(server: LiveServer, job: Job, run: str, *, stop: int) -> SelectorClient:
+    """A trainer that has trained `stop` steps, with its connection; at the last one it closes the run."""
+    client = connect(server, run)
+    incarnation, _ = client.open_run(job.info(run, num_steps=STEPS), cursor=0, restart=False)
+    client.push(0, encode_weights(job.weights(0)))
+    client.attach(incarnation, from_step=0, num_steps=STEPS)
+    for step in range(stop):
+        _train_step(client, job, step)
+    if stop == STEPS:
+        client.close_run()
+    return client
+
+
+def _train_step(client: SelectorClient, job: Job, step: int) -> None:
+    assert client.selection(step).selection.step == step
+    if step + 2 < STEPS:
+        client.push(step + 1, encode_weights(job.weights(step + 1)))
+    client.report(step + 1)
+
+
+def test_a_server_takes_up_every_open_run_where_it_was_and_its_trainers_notice_nothing(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with LiveServer(world, tmp_path / "journal") as server:
+        job = Job(world, server.fingerprints)
+        stops = {"a": 1, "b": 3, "done": STEPS}
+        clients = {name: train(server, job, name, stop=stop) for name, stop in stops.items()}
+        clients.pop("done").close()
+        server.stop()
+        with caplog.at_level(logging.INFO):
+            server.start()
+        assert server.host.names == ["a", "b", "done"]
+        assert [name for name in server.host.names if server.host.get(name).run.closed] == ["done"]
+        for name, client in clients.items():
+            assert f"run {name} resumed from its journal at step" in caplog.text
+            for step in range(stops[name], STEPS):
+                _train_step(client, job, step)
+            client.close_run()
+            client.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:], r"damaged at byte 0 of \d+"),
+        (lambda data: data.replace(b"SBJ2", b"SBJ3"), r"is of format 3, this release reads format 2"),
+    ],
+    ids=["damaged", "newer"],
+)
+def test_a_journal_that_cannot_be_read_is_named_in_the_log_and_refused_and_the_others_go_on(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil, reason: str
+) -> None:
+    with LiveServer(world, tmp_path / "journal") as server:
+        job = Job(world, server.fingerprints)
+        for name in ("good", "bad"):
+            train(server, job, name, stop=1).close()
+        server.stop()
+        file = tmp_path / "journal" / "bad" / "journal.bin"
+        spoilt = spoil(file.read_bytes())
+        file.write_bytes(spoilt)
+        server.start()
+        assert server.host.names == ["good"]
+        assert "run bad can't be resumed" in caplog.text
+        bad, good = connect(server, "bad"), connect(server, "good")
+        with pytest.raises(JournalError, match=reason):
+            bad.open_run(job.info("bad", num_steps=STEPS), cursor=0, restart=True)
+        assert file.read_bytes() == spoilt, "what is left of it is nobody's to change"
+        incarnation, missing = good.open_run(job.info("good", num_steps=STEPS), cursor=1, restart=False)
+        assert (incarnation, missing) == (2, [])
+        for client in (bad, good):
+            client.close()
+
+
+@pytest.mark.parametrize(("keep_scores", "retain_weights", "versions"), [(True, 2, [2, 3]), (False, 0, [])])
+def test_a_server_keeps_as_much_of_the_past_as_it_is_asked_to(
+    world: World, tmp_path: Path, keep_scores: bool, retain_weights: int, versions: list[int]
+) -> None:
+    def open_journal(path: Path) -> Journal:
+        return Journal(path, keep_scores=keep_scores, retain_weights=retain_weights)
+
+    with LiveServer(world, tmp_path / "journal", open_journal=open_journal) as server:
+        train(server, Job(world, server.fingerprints), "run", stop=STEPS).close()
+    files = sorted((tmp_path / "journal" / "run" / "weights").iterdir())
+    assert [int(file.name[1:11]) for file in files] == versions
+    state = RunState(Journal(tmp_path / "journal" / "run"))
+    assert [bool(state.scores(step)) for step in range(STEPS)] == [keep_scores] * STEPS
+    for path in [tmp_path / "journal" / "run" / "journal.bin", *files]:
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "journal" / "run").stat().st_mode & 0o777 == 0o700
