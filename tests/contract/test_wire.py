@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from shared import errors
 from shared.convert import run_from_pb, run_to_pb, times_from_pb, times_to_pb
 from shared.errors import (
+    LimitError,
     SubbatchError,
     UnauthenticatedError,
     UnavailableError,
@@ -390,7 +391,7 @@ class Foreign(grpc.RpcError):
         (grpc.StatusCode.DEADLINE_EXCEEDED, UnavailableError),
         (grpc.StatusCode.UNAUTHENTICATED, UnauthenticatedError),
         (grpc.StatusCode.UNIMPLEMENTED, WireError),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, WireError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, LimitError),
         (grpc.StatusCode.UNKNOWN, WireError),
     ],
 )
