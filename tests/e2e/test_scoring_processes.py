@@ -1,4 +1,7 @@
-"""A scoring process is lost: the server ends and says who it was; started again, it goes on with the job."""
+"""A scoring process is lost: the server ends and says who it was; started again, it goes on with the job.
+
+And who may start them, and that nobody is left when they end.
+"""
 
 from __future__ import annotations
 
@@ -57,3 +60,35 @@ def test_a_killed_scoring_process_is_named_and_a_restarted_server_goes_on_at_the
     assert_same_selections(given(tmp_path / "train"), given(inline))
     final = journalled_selections(tmp_path / "journal")
     assert_same_selections({step: final[step] for step in selected}, selected)
+
+
+def test_when_the_serving_process_is_killed_the_others_end_by_themselves_and_nobody_is_left(
+    world: World, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, world, server={"worker_timeout_s": 8.0})
+    with ScaledServer(config, processes=3) as server:
+        launcher = psutil.Process(server.process.pid)
+        pids = [server.pid(rank) for rank in range(3)]
+        launcher.suspend()  # or it would end the others
+        os.kill(pids[0], signal.SIGKILL)
+        for pid in pids[1:]:
+            server.wait_for_end(pid, timeout=30)
+        assert server.text().count(f"scoring process 0 (pid {pids[0]}) has died") == 2
+        launcher.resume()
+        assert server.process.wait(timeout=60) != 0
+        assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def test_accelerate_starts_the_scoring_processes_as_torchrun_does(world: World, tmp_path: Path) -> None:
+    config = write_config(tmp_path, world, run={"num_steps": STEPS}, selection={"score_tokens": 200})
+    inline = tmp_path / "inline"
+    with ScaledServer(config, launcher="accelerate") as server:
+        with Trainer(config, f"--client.selector={server.address}", script=LOOP) as trainer:
+            trainer.finish()
+        workers = [server.pid(0), server.pid(1)]
+        server.stop()
+        assert "selector_server.server: stopped" in server.text()
+        assert not [pid for pid in workers if psutil.pid_exists(pid)]
+    with Trainer(config, "--client.selector=inline", f"--train.output={inline}", script=LOOP) as trainer:
+        trainer.finish()
+    assert_same_selections(given(tmp_path / "train"), given(inline))

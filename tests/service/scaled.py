@@ -1,4 +1,4 @@
-"""A real server of several scoring processes under torchrun, and what they are by pid."""
+"""A real server of several scoring processes under torchrun or accelerate, and what they are by pid."""
 
 from __future__ import annotations
 
@@ -12,17 +12,33 @@ from pathlib import Path
 
 from tests.support import ENVIRONMENT, PYTHON, Server
 
+_LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node"),
+    # `multi_gpu` is its word for several processes; a port of 0 is one that is free.
+    "accelerate": (
+        "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no",
+        "--main_process_port=0", "--num_processes",
+    ),
+}  # fmt: skip
+
 
 class ScaledServer(Server):
     """`torchrun --nproc_per_node G -m selector_server serve`, in a process group of its own."""
 
-    def __init__(self, config: Path, *overrides: str, processes: int = 2, script: Path | None = None) -> None:
-        self._processes = processes
+    def __init__(
+        self,
+        config: Path,
+        *overrides: str,
+        processes: int = 2,
+        script: Path | None = None,
+        launcher: str = "torchrun",
+    ) -> None:
+        self._processes, self._launcher = processes, launcher
         super().__init__(config, *overrides, script=script)
 
     def _start(self, overrides: Sequence[str]) -> None:
         entry = [str(self._script)] if self._script else ["-m", "selector_server"]
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self._processes}"]
+        launcher = ["-m", *_LAUNCHERS[self._launcher], str(self._processes)]
         self.log = (self._config.parent / "server.log").open("ab")
         self._log_start = self.log.tell()
         self.process = subprocess.Popen(
@@ -46,12 +62,16 @@ class ScaledServer(Server):
 
     def wait_for_end_of(self, rank: int, timeout: float = 60) -> None:
         """Wait until the process of a rank is gone, in whose place torchrun starts no other."""
-        pid = os.pidfd_open(self.pid(rank))
+        self.wait_for_end(self.pid(rank), timeout)
+
+    def wait_for_end(self, pid: int, timeout: float = 60) -> None:
+        """Wait until a process has ended, even if nobody has asked for its exit code yet."""
+        descriptor = os.pidfd_open(pid)
         try:
-            ready, _, _ = select.select([pid], [], [], timeout)
-            assert ready, f"rank {rank} still runs after {timeout} s:\n{self.text()[-4000:]}"
+            ready, _, _ = select.select([descriptor], [], [], timeout)
+            assert ready, f"process {pid} still runs after {timeout} s:\n{self.text()[-4000:]}"
         finally:
-            os.close(pid)
+            os.close(descriptor)
 
     def text(self) -> str:
         """What the processes and torchrun have logged since the last start."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from selector_server.status import status_table
 from shared.config import ClientConfig
 from shared.errors import SelectionError
 from shared.model import trainable_tensors
@@ -92,6 +93,9 @@ def test_two_processes_select_bit_for_bit_what_one_does_for_each_of_several_runs
                 assert len(expected) == STEPS
                 for found, wanted in zip(call.result(), expected, strict=True):
                     assert same_selection(found, wanted), info.name
+        table = status_table(ClientConfig(selector=scaled.address))
+        column = next(column for column in table.columns if column.header == "scoring processes")
+        assert set(column.cells) == {"2"}
         scaled.stop()
         assert "selector_server.server: stopped" in scaled.text()
         assert "has died" not in scaled.text()
