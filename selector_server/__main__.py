@@ -52,10 +52,12 @@ def main() -> None:
     certs.add_argument("--days", type=int, default=30, help="how long they are valid (default %(default)s)")
 
     bench = commands.add_parser("bench", help="measure this machine: speed, or how well sub-batches match")
-    bench.add_argument("name", choices=["scoring", "facility-location", "gradient-match", "subscribers"])
+    bench.add_argument("name", choices=["scoring", "facility-location", "gradient-match", "overhead", "subscribers"])
     bench.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for result.json and the picture")
     bench.add_argument("--quick", action="store_true", help="under five minutes on two cores")
-    bench.add_argument("--config", type=Path, metavar="FILE", help="gradient-match: measure on this model and store")
+    bench.add_argument(
+        "--config", type=Path, metavar="FILE", help="gradient-match: this model and store; overhead: this token and TLS"
+    )
 
     arguments, rest = parser.parse_known_args()
     for name, command in (("prepare", prepare), ("certs", certs)):
@@ -126,7 +128,7 @@ def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
     from selector_server.bench.paired import make_folder
 
     on_own_model = arguments.config is not None or rest
-    if on_own_model and arguments.name != "gradient-match":
+    if on_own_model and arguments.name not in ("gradient-match", "overhead"):
         raise ConfigError(
             f"bench {arguments.name} takes no configuration (given {arguments.config} {rest}): leave it out"
         )

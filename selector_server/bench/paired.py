@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,28 @@ def time_in_turns(arms: Mapping[str, Callable[[], object]], *, rounds: int, warm
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
     """The median of the rounds' ratios: what drifts from round to round cancels out."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median, and an interval that holds the true one with a known confidence, whatever the distribution."""
+
+    median: float
+    low: float
+    high: float
+    confidence: float
+
+
+def median_interval(values: Sequence[float], *, confidence: float = 0.9) -> Interval:
+    """The median of some rounds, with the shortest interval of order statistics of at least this confidence.
+
+    Where there are too few rounds for that, the interval is that of all of them. Rounds are taken to be independent.
+    """
+    ordered, count = sorted(values), len(values)
+    covered = [1 - 2 * sum(math.comb(count, k) for k in range(left + 1)) / 2**count for left in range(count // 2)]
+    left_out = max((left for left, share in enumerate(covered) if share >= confidence), default=0)
+    low, high = ordered[left_out], ordered[count - 1 - left_out]
+    return Interval(statistics.median(ordered), low, high, max(0.0, covered[left_out]) if covered else 0.0)
 
 
 def make_folder(out: Path) -> None:
