@@ -280,6 +280,8 @@ def load_config(path: Path | None, overrides: list[str] | None = None) -> Config
         raise ConfigError(f"{where}: {error}{cause}") from None
     except ValueError as error:
         raise ConfigError(f"config file {path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: some value is nested too deeply to be read: write it flat") from None
 
 
 def _unknown_variables() -> list[str]:

@@ -52,4 +52,5 @@ def _digest(*parts: bytes) -> bytes:
 
 
 def _number(value: int) -> bytes:
-    return value.to_bytes(8, "little")
+    """A uint64; of a negative number, which only a forged record holds, its two's complement."""
+    return (value % 2**64).to_bytes(8, "little")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from selector_server.journal import Journal, JournalReader, frames
+from selector_server.run_state import RunState
 from shared.errors import JournalError
 from shared.pb.v1 import journal_pb2 as pb
 from shared.pb.v1 import selector_pb2
@@ -220,6 +221,12 @@ def test_damage_at_the_beginning_of_a_large_file_is_told_without_reading_it_into
     monkeypatch.setattr(mmap, "mmap", pytest.fail)
     with pytest.raises(JournalError, match="damaged at byte 0 of"):
         steps(tmp_path)
+
+
+def test_a_forged_selection_of_a_step_below_zero_breaks_the_chain_and_nothing_else(tmp_path: Path) -> None:
+    Journal(tmp_path).append(a_record(-1))
+    with pytest.raises(JournalError, match="chain of selections is broken at step -1"):
+        RunState(JournalReader(tmp_path))
 
 
 # ---- what is attached to a record

@@ -201,6 +201,12 @@ def test_a_file_that_is_not_toml_is_said_not_to_be(tmp_path: Path, content: byte
     assert f"{path} is not valid TOML" in refusal(path)
 
 
+@pytest.mark.parametrize("key", ["model.path", "train.trackers"])
+def test_a_value_that_is_nested_without_end_is_refused(write: Write, key: str) -> None:
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        load_config(write(f"{key} = {'[' * 5000}"))
+
+
 def test_the_tree_cannot_be_changed_once_it_is_read() -> None:
     config = load_config(None)
     with pytest.raises(ValidationError, match="frozen"):
