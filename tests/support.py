@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from selector_server.journal import Journal
 from selector_server.run import Run
 from shared.records import Selection
 from shared.wire import decode_selection
+from tests.forked import Forked
 
 PYTHON = sys.executable
 ENVIRONMENT = {
@@ -90,15 +92,22 @@ class Server:
         self._start(overrides)
 
     def _start(self, overrides: Sequence[str]) -> None:
-        entry = [str(self._script)] if self._script else ["-m", "selector_server"]
+        arguments = ["serve", "--config", str(self._config), *overrides]
         self.log = (self._config.parent / "server.log").open("ab")
-        self.process = subprocess.Popen(
-            [PYTHON, *entry, "serve", "--config", str(self._config), *overrides],
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=ENVIRONMENT | self._environment,
-            text=True,
-        )
+        self.process: subprocess.Popen[str] | Forked
+        if self._script or self._environment:
+            entry = [str(self._script)] if self._script else ["-m", "selector_server"]
+            self.process = subprocess.Popen(
+                [PYTHON, *entry, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=self.log,
+                env=ENVIRONMENT | self._environment,
+                text=True,
+            )
+        else:
+            self.process = Forked.with_output(
+                "selector_server", arguments, environment=ENVIRONMENT, stderr=Path(self.log.name)
+            )
         assert self.process.stdout is not None
         ready = self.process.stdout.readline()
         assert ready.startswith("selector-server ready on "), f"no ready line, see {self.log.name}"
@@ -137,6 +146,12 @@ class Trainer:
         entry = [str(script)] if script else ["-m", "train_client"]
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
         self.log_path = config.parent / "train.log"
+        self.process: subprocess.Popen[bytes] | Forked
+        if ranks == 1 and script is None:
+            arguments = ["train", "--config", config, *overrides]
+            log_path = self.log_path
+            self.process = Forked("train_client", arguments, environment=ENVIRONMENT, stdout=log_path, stderr=log_path)
+            return
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [PYTHON, *launcher, *entry, "train", "--config", str(config), *overrides],
@@ -187,11 +202,11 @@ def journalled_selections(journal: Path, run: str = "run") -> dict[int, Selectio
 
 def run_cli(module: str, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run a command line to its end."""
-    return subprocess.run(
-        [PYTHON, "-m", module, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=timeout,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = Forked(module, arguments, environment=ENVIRONMENT, stdout=out, stderr=err)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess([module, *arguments], code, out.read_text(), err.read_text())
