@@ -65,15 +65,20 @@ def _start(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return int(torch.cuda.memory_allocated())
-    Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
+    reset_peak()
+    return resident_bytes("VmRSS")
 
 
 def _peak(device: torch.device) -> int:
-    return int(torch.cuda.max_memory_allocated()) if device.type == "cuda" else _resident("VmHWM")
+    return int(torch.cuda.max_memory_allocated()) if device.type == "cuda" else resident_bytes("VmHWM")
 
 
-def _resident(field: str) -> int:
+def reset_peak() -> None:
+    """Count this process's most resident memory, `VmHWM`, from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_bytes(field: str) -> int:
     """A figure of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))

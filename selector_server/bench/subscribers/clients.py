@@ -1,0 +1,113 @@
+"""All ranks of a measurement, in one process: `python -m selector_server.bench.subscribers.clients ADDRESS ORDER OUT`.
+
+Each has a connection, a stream and a report of its own, and takes what comes only if it is the next step. When every
+rank has everything, `OUT` holds when each selection arrived, unix ns, int64 [ranks, steps], and what is printed is a
+hash of each rank's selections, in the order in which they came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+from pathlib import Path
+from time import time_ns
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from selector_server.bench.subscribers.order import RUN, Order
+from shared.convert import run_to_pb
+from shared.errors import WireError
+from shared.pb.v1 import selector_pb2 as pb
+from shared.pb.v1 import selector_pb2_grpc
+from shared.transport import CLIENT_OPTIONS
+
+# Else all channels to one address would share a connection.
+_OPTIONS = [*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+
+
+class Subscriber:
+    """One rank."""
+
+    def __init__(self, order: Order, address: str, rank: int, arrived: npt.NDArray[np.int64]) -> None:
+        """Prepare a connection; `arrived` [steps] takes the times."""
+        self._order, self._rank, self._arrived = order, rank, arrived
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = selector_pb2_grpc.SelectorServiceStub(self._channel)
+        self._stream = self._stub.StreamSelections(
+            pb.StreamSelectionsRequest(run=RUN, incarnation=1, rank=rank, from_step=0), wait_for_ready=True
+        )
+        self._hash = hashlib.sha256()
+        self._completed = 0
+        self._moved = asyncio.Event()
+
+    async def subscribed(self) -> None:
+        """The server has begun to answer."""
+        await self._stream.initial_metadata()
+
+    async def run(self) -> str:
+        """Receive every selection, and report it as trained; the hash of all.
+
+        Raises:
+            WireError: a selection was lost, repeated or out of order.
+        """
+        reporting = asyncio.create_task(self._report()) if self._order.reports else None
+        async for message in self._stream:
+            step = self._completed
+            self._arrived[step] = time_ns()
+            if message.step != step:
+                raise WireError(f"rank {self._rank} got step {message.step} where {step} was next")
+            self._hash.update(message.arrow)
+            self._completed += 1
+            self._moved.set()
+        if self._completed != self._order.steps:
+            raise WireError(f"rank {self._rank} got {self._completed} of {self._order.steps} selections")
+        if reporting:
+            await reporting
+        await self._channel.close()
+        return self._hash.hexdigest()
+
+    async def _report(self) -> None:
+        """Tell the server the newest progress, as often as it has taken the one before."""
+        reported = 0
+        while reported < self._order.steps:
+            await self._moved.wait()
+            self._moved.clear()
+            if reported == self._completed:
+                continue
+            reported = self._completed
+            await self._stub.ReportProgress(
+                pb.ReportProgressRequest(run=RUN, incarnation=1, rank=self._rank, completed=reported)
+            )
+
+
+async def receive(order: Order, address: str) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Open the run and receive all of it on every rank: hashes, and times of arrival [ranks, steps]."""
+    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+        stub = selector_pb2_grpc.SelectorServiceStub(channel)
+        await stub.OpenRun(pb.OpenRunRequest(run=run_to_pb(order.info), open_id="bench"), wait_for_ready=True)
+    arrived = np.zeros((order.ranks, order.steps), dtype=np.int64)
+    ranks = [Subscriber(order, address, rank, arrived[rank]) for rank in range(order.ranks)]
+    idle, reading = ranks[: order.idle], ranks[order.idle :]
+    await asyncio.gather(*(rank.subscribed() for rank in idle))
+    hashes = await asyncio.gather(*(rank.run() for rank in reading))
+    return [*await asyncio.gather(*(rank.run() for rank in idle)), *hashes], arrived
+
+
+def main() -> None:
+    """Receive, and say what came when."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    parser.add_argument("order", type=Order.from_json)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    hashes, arrived = asyncio.run(receive(arguments.order, arguments.address))
+    np.save(arguments.out, arrived)
+    print(json.dumps(hashes))  # noqa: T201 - the answer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Hundreds of ranks on one run: each gets every selection, once and in order, and the server's memory stays bounded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from selector_server.bench import subscribers
+from selector_server.bench.subscribers import command
+from selector_server.bench.subscribers.measure import Measured, measure
+from selector_server.bench.subscribers.order import RUN, Order
+from selector_server.bench.workload import make_store
+from selector_server.engine import SelectionEngine
+from shared.wire import encode_selection
+
+
+def content(order: Order) -> str:
+    """What the ranks are to receive, selected here."""
+    store = make_store(num_rows=4 * order.sub_batch, vocab_size=8)
+    engine = SelectionEngine(torch.nn.Linear(1, 1), store, order.info.selection, run=RUN, seed=0)
+    digest = hashlib.sha256()
+    for step in range(order.steps):
+        digest.update(encode_selection(engine.select(step, 0).selection))
+    return digest.hexdigest()
+
+
+def growth(measured: Measured) -> int:
+    if measured.server_peak_bytes is None or measured.server_start_bytes is None:
+        pytest.skip("this system doesn't tell a process's memory")
+    return measured.server_peak_bytes - measured.server_start_bytes
+
+
+def test_sixty_four_ranks_receive_two_hundred_selections_each_complete_and_in_order() -> None:
+    order = Order(ranks=64, steps=200, lookahead=8, reports=True)
+    assert measure(order).content == content(order)
+
+
+def test_a_subscriber_that_reads_nothing_costs_bounded_memory_and_others_nothing_and_then_gets_all() -> None:
+    order = Order(ranks=16, steps=200, lookahead=200, reports=False, sub_batch=4096, idle=15)
+    measured = measure(order)
+    assert measured.content == content(order)
+    unread = 15 * 200 * 24 * 4096
+    assert growth(measured) < unread / 4
+
+
+def test_the_benchmark_prints_and_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made_up(order: Order) -> Measured:
+        delay_ms = np.full((order.ranks, order.steps), float(order.ranks))
+        delay_ms[: order.idle] = 1e9  # whoever doesn't read says nothing about the server
+        return Measured(100 << 20, (100 + order.ranks) << 20, order.ranks * order.steps / 4321.0, delay_ms, "")
+
+    monkeypatch.setattr(command, "measure", made_up)
+    console = Console(record=True, width=160)
+    result = subscribers.run(out=tmp_path, quick=True, console=console)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert result["memory_ratio"] == pytest.approx(612 / 108)
+    assert [row["messages_per_s"] for row in result["measured"].values()] == pytest.approx([4321] * 5)
+    assert result["measured"]["reports, 512 ranks"]["delay_ms_p95"] == 512
+    assert result["measured"]["idle, 8 of 16 ranks"]["delay_ms_p95"] == 16
+    assert "memory at 512 ranks 5.67 × that at 8" in console.export_text()
+    assert (tmp_path / "subscribers.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_512_ranks_receive_1000_selections_each_in_at_most_twice_the_memory_of_eight() -> None:
+    few, many = (Order(ranks, steps=1000, lookahead=16, reports=True) for ranks in (8, 512))
+    measured = [measure(few), measure(many)]
+    assert measured[0].content == measured[1].content == content(few)
+    assert growth(measured[1]) >= 0
+    assert measured[1].server_peak_bytes <= 2 * measured[0].server_peak_bytes  # type: ignore[operator]
