@@ -232,10 +232,10 @@ def _map_rows(path: Path, manifest: Manifest) -> list[pa.RecordBatch]:
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         for batch in batches:
             batch.validate()
-    except (pa.ArrowException, OSError) as error:
+        columns = ", ".join(f"{field.name} {field.type}" for field in reader.schema)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not an Arrow file that can be read: {error}; prepare the data again") from None
     if not reader.schema.equals(ROWS_SCHEMA):
-        columns = ", ".join(f"{field.name} {field.type}" for field in reader.schema)
         wanted = ", ".join(f"{field.name} {field.type}" for field in ROWS_SCHEMA)
         raise DataError(f"{file} has the columns {columns}, a store has {wanted}: prepare the data again")
     if (rows := sum(batch.num_rows for batch in batches)) != manifest.rows:

@@ -240,6 +240,15 @@ def test_a_store_that_is_not_whole_is_one_clear_line(
     assert str(tmp_path / "store") in str(caught.value)
 
 
+def test_a_column_whose_name_is_no_text_is_damage(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "store" / ROWS_FILE
+    data = file.read_bytes()
+    file.unlink()
+    file.write_bytes(data.replace(b"num_prompt_tokens", b"\x80um_prompt_tokens"))
+    with pytest.raises(DataError, match="is not an Arrow file that can be read"):
+        Store.open(tmp_path / "store")
+
+
 @pytest.mark.parametrize(("was", "becomes"), [(70000, 70001), (70000, -1)])
 def test_a_token_that_no_model_of_the_store_has_is_damage_of_its_row_alone(
     store: Store, tmp_path: Path, was: int, becomes: int
