@@ -21,6 +21,7 @@ class Network:
         self._port = int(port)
         self._delay_s = 0.0
         self._corrupting = 0
+        self._corrupted: tuple[Direction, ...] = ()
         self._writers: set[asyncio.StreamWriter] = set()
         self.address = ""
 
@@ -41,9 +42,9 @@ class Network:
         """Reset every connection."""
         self._run(self._abort())
 
-    def corrupt(self, pieces: int) -> None:
-        """Flip a bit in each of the next pieces of data."""
-        self._corrupting = pieces
+    def corrupt(self, pieces: int, directions: tuple[Direction, ...] = ("up", "down")) -> None:
+        """Flip a bit in each of the next pieces of data that go in these directions."""
+        self._corrupted, self._corrupting = directions, pieces
 
     @property
     def is_corrupting(self) -> bool:
@@ -100,7 +101,7 @@ class Network:
                 if self._delay_s:
                     await asyncio.sleep(self._delay_s)
                 await self._open[direction].wait()
-                if self._corrupting:
+                if self._corrupting and direction in self._corrupted:
                     self._corrupting -= 1
                     middle = len(data) // 2
                     data = data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]

@@ -32,7 +32,7 @@ def test_wrong_bytes_on_the_wire_delay_selections_and_change_none(world: World, 
         client.attach(incarnation, from_step=0, num_steps=6)
         for step in range(6):
             assert client.selection(step).selection.step == step
-            network.corrupt(1 + step % 2)
+            network.corrupt(1, ("down",) if step % 2 else ("up",))
             if info.timing.steps_using(step + 1):
                 client.push(step + 1, encode_weights(job.weights(step + 1)))
             client.report(step + 1)
