@@ -57,10 +57,14 @@ class Outgoing:
 
     async def _read(self, step: int, offset: int) -> pb.SelectionMessage:
         message = _for_the_wire(await asyncio.to_thread(self._run.selection_at, step, offset))
-        self._keep(offset, message)
-        return message
+        if offset not in self._kept:  # else it was added meanwhile, with its times
+            self._keep(offset, message)
+        return self._kept[offset]
 
     def _keep(self, offset: int, message: pb.SelectionMessage) -> None:
+        replaced = self._kept.pop(offset, None)
+        if replaced is not None:  # a stream was quicker to see that it is durable
+            self._num_bytes -= len(replaced.arrow)
         self._kept[offset] = message
         self._num_bytes += len(message.arrow)
         while self._num_bytes > self._most_bytes and len(self._kept) > 1:

@@ -86,6 +86,28 @@ def test_messages_that_are_kept_are_bounded_in_bytes_and_the_oldest_goes_first()
     asyncio.run(scenario())
 
 
+def test_a_stream_that_sees_a_selection_before_it_is_added_changes_neither_its_times_nor_the_bound() -> None:
+    async def scenario() -> None:
+        run = Journalled()
+        outgoing = Outgoing(run, most_bytes=250)  # type: ignore[arg-type]
+        for step in range(10):
+            run.may_read.clear()
+            early = asyncio.create_task(outgoing.message(step))
+            await asyncio.sleep(0)
+            if step % 2:  # what is added comes last, or first
+                run.may_read.set()
+                await early
+            outgoing.add(selection(step, 100 * step), journal_seconds=0.25, receive_seconds=0.0)
+            run.may_read.set()
+            await early
+            assert (await outgoing.message(step)).times.journal_seconds == 0.25
+        run.reads.clear()
+        await outgoing.message(8)
+        assert run.reads == []
+
+    asyncio.run(scenario())
+
+
 def test_a_read_that_failed_is_tried_again_by_the_next_stream() -> None:
     async def scenario() -> None:
         run = Journalled()
