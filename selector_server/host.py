@@ -1,7 +1,7 @@
-"""All runs of a server: one store, one worker thread that builds engines and selects, and who goes next.
+"""All runs of a server, on one store: opened, pushed to, streamed from, closed; `scheduler.py` selects for them.
 
-Everything here runs on the server's event loop except what is handed to the worker (loading weights, scoring, picking)
-or to helper threads (disk). A run's journal is only written under that run's lock.
+Everything here runs on the server's event loop except what is handed to helper threads (disk) or the scheduler's worker
+(building engines). A run's journal is only written under that run's lock.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,29 +20,24 @@ from selector_server.engine import SelectionEngine
 from selector_server.hosted_run import HostedRun
 from selector_server.journal import Journal
 from selector_server.run import Run
-from selector_server.run_engine import BuildEngine, select_step
+from selector_server.run_engine import BuildEngine, Pushed
+from selector_server.scheduler import Scheduler
 from selector_server.trained import trained_selections
 from shared.dataset import Store
 from shared.errors import (
     ConfigError,
     RunNotFoundError,
-    SelectionError,
-    StorageFullError,
     SubbatchError,
     UnavailableError,
-    WeightsError,
 )
 from shared.pb.v1 import selector_pb2 as pb
 from shared.records import Fingerprints, RunInfo
-from shared.weights import content_hash, decode_weights
+from shared.weights import decode_weights
 
 logger = logging.getLogger(__name__)
 
 
 T = TypeVar("T")
-
-# How long a run whose disk is full rests before it tries again.
-_FULL_DISK_REST_S = 2.0
 
 
 async def _to_the_end(section: Coroutine[Any, Any, T]) -> T:
@@ -80,12 +73,10 @@ class Host:
             open_journal: Opens the journal in a run's folder.
         """
         self._store, self._fingerprints, self._folder = store, fingerprints, folder
-        self._build, self._max_runs, self._open_journal = build, max_runs, open_journal
+        self._max_runs, self._open_journal = max_runs, open_journal
         self._rank_lease_s, self.scoring_processes = rank_lease_s, scoring_processes
         self._runs: dict[str, HostedRun] = {}
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="selector")
-        self._wake = asyncio.Event()
-        self._stopping = False
+        self._scheduler = Scheduler(self._runs, build=build)
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             if (path / "journal.bin").is_file():
                 self._resume(path)
@@ -156,7 +147,7 @@ class Host:
             )
         known = await asyncio.to_thread(trained_selections, info, self._store, trained)
         self._require_room(info.name)  # before an engine is built for nothing
-        engine = await self._in_worker(self._build, info)
+        engine = await self._scheduler.build(info)
         self._require_room(info.name)
         hosted = self._runs.get(info.name) or self._add(info.name)
 
@@ -229,7 +220,7 @@ class Host:
 
     def notify_watchers(self, hosted: HostedRun) -> None:
         """Tell the scheduler and the run's watchers of a change that gives the streams nothing to do."""
-        self._wake.set()
+        self._scheduler.wake()
         hosted.changed.fire()
 
     async def watch(self, signal: Signal) -> AsyncIterator[None]:
@@ -242,7 +233,7 @@ class Host:
             UnavailableError: the server is stopping; the listener may come back to the next one.
         """
         while True:
-            if self._stopping:
+            if self._scheduler.stopping:
                 raise UnavailableError("the server is stopping")
             seen = signal.count
             yield
@@ -297,32 +288,30 @@ class Host:
         self.notify(hosted)
 
     async def push(
-        self, name: str, incarnation: int, version: int, payload: bytes, sha256: str, *, began: float
+        self, name: str, incarnation: int, version: int, payload: bytes | bytearray, sha256: str, *, began: float
     ) -> None:
-        """Check weights against the hash and the tensors they claim to be, and make them durable.
+        """Check weights against the tensors they claim to be, make them durable, and keep them for the next selection.
 
         Args:
             name: Of the run.
             incarnation: Of the job that pushes.
             version: Of the weights.
-            payload: Their safetensors.
-            sha256: What the payload is to have.
+            payload: Their safetensors, which nobody changes any more.
+            sha256: Of the payload.
             began: When their first byte arrived, on the clock of `time.perf_counter`.
 
         Raises:
             StaleIncarnationError, WeightsError, JournalError: refused; nothing changed.
         """
         hosted = self.get(name)
-        digest = await asyncio.to_thread(content_hash, payload)
-        if digest != sha256:
-            raise WeightsError(f"weights version {version} arrived with hash {digest}, sent with {sha256}: push again")
 
         async def locked() -> None:
             async with hosted.lock:
                 hosted.run.require_incarnation(incarnation)
-                if not hosted.run.is_known(version, digest):
-                    await asyncio.to_thread(decode_weights, payload, hosted.run.info.trainable)
-                    await asyncio.to_thread(hosted.run.add_weights, version, digest, payload)
+                if not hosted.run.is_known(version, sha256):
+                    tensors = await asyncio.to_thread(decode_weights, payload, hosted.run.info.trainable)
+                    await asyncio.to_thread(hosted.run.add_weights, version, sha256, payload)
+                    hosted.pushed = Pushed(version, sha256, tensors)
 
         await _to_the_end(locked())
         logger.info("run %s has weights version %d, %d bytes", name, version, len(payload))
@@ -337,87 +326,24 @@ class Host:
             async with hosted.lock:
                 hosted.run.require_incarnation(incarnation)
                 await asyncio.to_thread(hosted.run.close)
-                hosted.engine = None
+                hosted.engine = hosted.pushed = None
 
         await _to_the_end(locked())
         logger.info("run %s closed at step %d", name, hosted.run.next_step)
         self.notify(hosted)
 
     async def schedule(self) -> None:
-        """Select for the runs that can go on, first for whose trainer would be the first to wait, until `stop`."""
-        while not self._stopping:
-            self._wake.clear()
-            # A run whose lock is taken is changing, and notifies when it is done.
-            runs = [hosted for _, hosted in sorted(self._runs.items()) if not hosted.lock.locked()]
-            for hosted in runs:
-                if hosted.expire_leases():
-                    hosted.changed.fire()
-            ready = [hosted for hosted in runs if hosted.selectable_step() is not None]
-            if not ready:
-                await self._woken(runs)
-                continue
-            await self._select_next(min(ready, key=lambda hosted: hosted.deadline))
-
-    async def _woken(self, runs: Sequence[HostedRun]) -> None:
-        """Wait for a change, or for the next lease that runs out."""
-        expiries = [at for hosted in runs if not hosted.run.closed and (at := hosted.leases.next_expiry) is not None]
-        seconds = max(0.0, min(expiries) - time.monotonic()) if expiries else None
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), timeout=seconds)
-
-    async def _select_next(self, hosted: HostedRun) -> None:
-        """Compute and publish one selection; a run that was opened again meanwhile gets nothing from this."""
-        run = hosted.run
-        incarnation, step = run.incarnation, run.next_step
-        try:
-            select = partial(select_step, build=self._build)
-            engine, message, scores = await self._in_worker(select, run, hosted.engine, step)
-            async with hosted.lock:
-                if run.incarnation != incarnation or run.closed or run.next_step != step:
-                    return
-                hosted.engine = engine
-                clock = time.perf_counter()
-                await asyncio.to_thread(run.add_selection, message, scores)
-                hosted.selected(message, journal_seconds=time.perf_counter() - clock)
-        except StorageFullError as error:
-            self._hold(hosted, incarnation, error)
-        except SubbatchError as error:
-            if run.next_step == step:  # else it was trained without, which takes its weights away
-                self._fail(hosted, incarnation, error)
-        except Exception as error:  # a bug or a device error: the trainers must hear of it, and other runs go on
-            logger.exception("run %s: step %d failed", run.info.name, step)
-            self._fail(hosted, incarnation, SelectionError(f"run {run.info.name!r}, step {step}: {error!r}"))
-        self.notify(hosted)
-
-    def _fail(self, hosted: HostedRun, incarnation: int, error: SubbatchError) -> None:
-        if hosted.run.incarnation == incarnation:
-            hosted.run.failure = error
-            hosted.engine = None
-            logger.error("run %s stops: %s", hosted.run.info.name, error)
-
-    def _hold(self, hosted: HostedRun, incarnation: int, error: StorageFullError) -> None:
-        """Let a run rest whose disk is full; then its step is selected again, which gives the same."""
-        if hosted.run.incarnation == incarnation:
-            hosted.run.held = error
-            logger.error("run %s waits: %s", hosted.run.info.name, error)
-            asyncio.get_running_loop().call_later(_FULL_DISK_REST_S, self._release, hosted)
-
-    def _release(self, hosted: HostedRun) -> None:
-        hosted.run.held = None
-        self._wake.set()
-
-    async def _in_worker(self, function: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
+        """Select for the runs that can go on, until `stop`."""
+        await self._scheduler.schedule()
 
     async def stop(self) -> None:
         """End `schedule` after the selection at hand, and every stream."""
-        self._stopping = True
-        self._wake.set()
+        self._scheduler.stop()
         for hosted in self._runs.values():
             self.notify(hosted)
 
     def close(self) -> None:
         """Let go of the worker and the journals, when nothing is served any more."""
-        self._worker.shutdown()
+        self._scheduler.close()
         for hosted in self._runs.values():
             hosted.run.journal.close()

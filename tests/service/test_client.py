@@ -157,7 +157,7 @@ def test_who_keeps_a_rank_waiting_is_named(server: LiveServer, job: Job) -> None
     ask = client._liveness.ask
     assert ask(0) == "the server waits for weights version 0 from the trainer, for step 0"
     held = threading.Event()
-    server.host._worker.submit(held.wait)
+    server.host._scheduler._worker.submit(held.wait)
     client.push(0, encode_weights(job.weights(0)))
     assert ask(0) == "the server is scoring"
     held.set()

@@ -54,7 +54,7 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    monkeypatch.setattr("selector_server.host._FULL_DISK_REST_S", 0.1)
+    monkeypatch.setattr("selector_server.scheduler._FULL_DISK_REST_S", 0.1)
     return Disk(monkeypatch)
 
 

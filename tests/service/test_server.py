@@ -347,7 +347,7 @@ def test_whose_trainer_has_waited_longest_is_selected_for_first(server: LiveServ
         name: client.open_run(job.info(name), cursor=0, restart=False)[0] for name, client in clients.items()
     }
     may_go_on = threading.Event()
-    held = asyncio.run_coroutine_threadsafe(server.host._in_worker(may_go_on.wait), server._loop)
+    held = asyncio.run_coroutine_threadsafe(server.host._scheduler._in_worker(may_go_on.wait), server._loop)
     for name in reversed(names):
         clients[name].push(0, encode_weights(job.weights(0)))
     may_go_on.set()
