@@ -7,6 +7,7 @@ that is further behind reads from the journal, and shares that with others at th
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections import OrderedDict
 
 from selector_server.run import Run
@@ -73,8 +74,9 @@ class Outgoing:
 
 
 def _for_the_wire(journalled: pb.SelectionMessage) -> pb.SelectionMessage:
-    """A copy without what only the journal needs."""
+    """A copy without what only the journal needs, and with what only the wire needs."""
     message = pb.SelectionMessage()
     message.CopyFrom(journalled)
     message.ClearField("history")
+    message.arrow_crc32 = zlib.crc32(message.arrow)
     return message

@@ -21,9 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-_PRELOADED = ("selector_server.scale_out.launch", "selector_server.prepare", "train_client.train")
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["pytest", "tests.forked", *_PRELOADED])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["pytest", "tests.e2e.forked", "selector_server.server", "selector_server.prepare", "train_client.train"]
+)
 
 
 class Forked:
@@ -35,7 +36,7 @@ class Forked:
         """Start `python -m module`; `stdout` and `stderr` are appended to, and may be one pipe."""
         start = (module, list(map(str, arguments)), dict(environment), os.getcwd(), str(stdout), str(stderr))
         self.args = [module, *arguments]
-        self._process = _forks.Process(target=_become, args=start)
+        self._process = FORKS.Process(target=_become, args=start)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid

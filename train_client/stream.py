@@ -10,6 +10,7 @@ import logging
 import random
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
@@ -159,17 +160,25 @@ class SelectionStream:
                 if not is_retryable(error):
                     self.fail(from_rpc_error(error, doing=f"streaming selections of run {self._run!r}"))
                     return
-                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    logger.warning(
-                        "run %s: step %d: no connection to %s: %s; subscribing again",
-                        self._run, self._next, self._calls.config.selector, error.details(),
-                    )  # fmt: skip
-                self._on_broken()
-                self._calls.stopping.wait(random.uniform(0.05, 0.3))
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    self._begin_again()
+                else:
+                    self._begin_again(f"no connection to {self._calls.config.selector}: {error.details()}")
+            except _DamagedError as error:
+                self._begin_again(str(error))
             except Exception as error:  # this thread's end must not look like a server that is silent
                 if not self._calls.stopping.is_set():
                     self.fail(error if isinstance(error, SubbatchError) else WireError(f"run {self._run!r}: {error!r}"))
                 return
+
+    def _begin_again(self, why: str = "") -> None:
+        """Let go of the stream and pause; the steps that are missing are asked for anew."""
+        if why:
+            logger.warning("run %s: step %d: %s; subscribing again", self._run, self._next, why)
+        if self._stream is not None:
+            self._stream.cancel()
+        self._on_broken()
+        self._calls.stopping.wait(random.uniform(0.05, 0.3))
 
     def _receive_once(self) -> None:
         with self._changed:
@@ -194,12 +203,19 @@ class SelectionStream:
                 self._changed.notify_all()
 
 
+class _DamagedError(Exception):
+    """A message isn't what the server sent."""
+
+
 def _decode(message: pb.SelectionMessage, *, run: str, step: int) -> Received:
     """The selection in a message, if it is the one that was asked for.
 
     Raises:
         WireError: malformed, of another run, or not the next step.
+        _DamagedError: not what was sent.
     """
+    if message.HasField("arrow_crc32") and zlib.crc32(message.arrow) != message.arrow_crc32:
+        raise _DamagedError("its selection was damaged on the way, which TLS (client.tls) would keep from happening")
     selection = decode_selection(message.arrow)
     if selection.run != run or selection.step != step or message.step != step:
         raise WireError(

@@ -1,23 +1,20 @@
-"""Real servers and training loops, as processes forked from one that has imported both: they are there in a second."""
+"""Servers that die where they are told to and training loops beside them, forked as `tests.forked` does."""
 
 from __future__ import annotations
 
-import multiprocessing
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from shared.config import load_config
 from tests.chaos import fault_points
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["selector_server.server", "train_client.train", __name__])
+from tests.forked import FORKS
 
 
 def start_server(config: Path, folder: Path, *, port: int = 0) -> tuple[BaseProcess, int]:
     """A selector server that dies where `folder / "plan"` says; the process and its port."""
-    ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=_serve, args=(config, port, folder, theirs), daemon=True)
+    ours, theirs = FORKS.Pipe()
+    process = FORKS.Process(target=_serve, args=(config, port, folder, theirs), daemon=True)
     process.start()
     theirs.close()
     return process, int(ours.recv().rsplit(":", 1)[1])
@@ -25,7 +22,7 @@ def start_server(config: Path, folder: Path, *, port: int = 0) -> tuple[BaseProc
 
 def start_trainer(config: Path, *overrides: str) -> BaseProcess:
     """The reference loop on one rank."""
-    process = CONTEXT.Process(target=_train, args=(config, overrides), daemon=True)
+    process = FORKS.Process(target=_train, args=(config, overrides), daemon=True)
     process.start()
     return process
 

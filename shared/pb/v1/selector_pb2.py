@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshared/pb/v1/selector.proto\x12\x0bsubbatch.v1\"\xa2\x01\n\x0c\x46ingerprints\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x11\n\ttokenizer\x18\x02 \x01(\t\x12<\n\nbase_model\x18\x03 \x03(\x0b\x32(.subbatch.v1.Fingerprints.BaseModelEntry\x1a\x30\n\x0e\x42\x61seModelEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\xa0\x02\n\x07RunInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x03\x12\x11\n\tnum_steps\x18\x03 \x01(\x03\x12\x11\n\tstaleness\x18\x04 \x01(\x03\x12\x12\n\npush_every\x18\x05 \x01(\x03\x12\x11\n\tlookahead\x18\x06 \x01(\x03\x12\x12\n\nworld_size\x18\x07 \x01(\x05\x12\x16\n\x0eselection_json\x18\x08 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_json\x18\t \x01(\t\x12*\n\ttrainable\x18\n \x03(\x0b\x32\x17.subbatch.v1.TensorSpec\x12/\n\x0c\x66ingerprints\x18\x0b \x01(\x0b\x32\x19.subbatch.v1.Fingerprints\x12\r\n\x05owner\x18\x0c \x01(\t\"\xb0\x01\n\x0eOpenRunRequest\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.subbatch.v1.RunInfo\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\x0f\n\x07restart\x18\x03 \x01(\x08\x12\x0f\n\x07open_id\x18\x04 \x01(\t\x12\x1e\n\x16\x63heckpoint_incarnation\x18\x05 \x01(\x03\x12)\n\x07trained\x18\x06 \x03(\x0b\x32\x18.subbatch.v1.TrainedStep\"0\n\x0bTrainedStep\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0brows_sha256\x18\x02 \x01(\x0c\"=\n\x0cOpenRunReply\x12\x13\n\x0bincarnation\x18\x01 \x01(\x03\x12\x18\n\x10missing_versions\x18\x02 \x03(\x03\"\\\n\x17StreamSelectionsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\tfrom_step\x18\x04 \x01(\x03\"\xc4\x01\n\nPhaseTimes\x12\x17\n\x0fstarted_unix_ns\x18\x01 \x01(\x03\x12\x14\n\x0cload_seconds\x18\x02 \x01(\x01\x12\x14\n\x0c\x64raw_seconds\x18\x03 \x01(\x01\x12\x15\n\rscore_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cpick_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fjournal_seconds\x18\x06 \x01(\x01\x12\x17\n\x0freceive_seconds\x18\x07 \x01(\x01\x12\x12\n\npeak_bytes\x18\x08 \x01(\x03\"\xbf\x01\n\x10SelectionMessage\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x17\n\x0fweights_version\x18\x02 \x01(\x03\x12\r\n\x05\x61rrow\x18\x03 \x01(\x0c\x12&\n\x05times\x18\x04 \x01(\x0b\x32\x17.subbatch.v1.PhaseTimes\x12\x0f\n\x07history\x18\x05 \x01(\x0c\x12\x16\n\x0eweights_sha256\x18\x06 \x01(\t\x12\x15\n\rscores_sha256\x18\x07 \x01(\x0c\x12\r\n\x05\x63hain\x18\x08 \x01(\x0c\"_\n\x12PushWeightsRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.subbatch.v1.PushWeightsHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"i\n\x11PushWeightsHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x11\n\tnum_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"+\n\x10PushWeightsReply\x12\x17\n\x0f\x64urable_version\x18\x01 \x01(\x03\"Z\n\x15ReportProgressRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\tcompleted\x18\x04 \x01(\x03\"\x15\n\x13ReportProgressReply\"a\n\x14ReportTrainedRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\'\n\x05steps\x18\x03 \x03(\x0b\x32\x18.subbatch.v1.TrainedStep\"\x14\n\x12ReportTrainedReply\"\x1e\n\x0fWatchRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xa4\x03\n\tRunStatus\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x11\n\tnum_steps\x18\x03 \x01(\x03\x12\x11\n\tnext_step\x18\x04 \x01(\x03\x12\x38\n\tcompleted\x18\x05 \x03(\x0b\x32%.subbatch.v1.RunStatus.CompletedEntry\x12\x18\n\x10weights_versions\x18\x06 \x03(\x03\x12\x11\n\twaits_for\x18\x07 \x01(\t\x12\x0e\n\x06\x63losed\x18\x08 \x01(\x08\x12\x41\n\x0esilent_seconds\x18\t \x03(\x0b\x32).subbatch.v1.RunStatus.SilentSecondsEntry\x12\x12\n\ngone_ranks\x18\n \x03(\x05\x12\x19\n\x11scoring_processes\x18\x0b \x01(\x05\x1a\x30\n\x0e\x43ompletedEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x34\n\x12SilentSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"3\n\x0f\x43loseRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\"\x0f\n\rCloseRunReply2\xb7\x04\n\x0fSelectorService\x12\x41\n\x07OpenRun\x12\x1b.subbatch.v1.OpenRunRequest\x1a\x19.subbatch.v1.OpenRunReply\x12Y\n\x10StreamSelections\x12$.subbatch.v1.StreamSelectionsRequest\x1a\x1d.subbatch.v1.SelectionMessage0\x01\x12O\n\x0bPushWeights\x12\x1f.subbatch.v1.PushWeightsRequest\x1a\x1d.subbatch.v1.PushWeightsReply(\x01\x12V\n\x0eReportProgress\x12\".subbatch.v1.ReportProgressRequest\x1a .subbatch.v1.ReportProgressReply\x12S\n\rReportTrained\x12!.subbatch.v1.ReportTrainedRequest\x1a\x1f.subbatch.v1.ReportTrainedReply\x12\x42\n\x08WatchRun\x12\x1c.subbatch.v1.WatchRunRequest\x1a\x16.subbatch.v1.RunStatus0\x01\x12\x44\n\x08\x43loseRun\x12\x1c.subbatch.v1.CloseRunRequest\x1a\x1a.subbatch.v1.CloseRunReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshared/pb/v1/selector.proto\x12\x0bsubbatch.v1\"\xa2\x01\n\x0c\x46ingerprints\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x11\n\ttokenizer\x18\x02 \x01(\t\x12<\n\nbase_model\x18\x03 \x03(\x0b\x32(.subbatch.v1.Fingerprints.BaseModelEntry\x1a\x30\n\x0e\x42\x61seModelEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\xa0\x02\n\x07RunInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x03\x12\x11\n\tnum_steps\x18\x03 \x01(\x03\x12\x11\n\tstaleness\x18\x04 \x01(\x03\x12\x12\n\npush_every\x18\x05 \x01(\x03\x12\x11\n\tlookahead\x18\x06 \x01(\x03\x12\x12\n\nworld_size\x18\x07 \x01(\x05\x12\x16\n\x0eselection_json\x18\x08 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_json\x18\t \x01(\t\x12*\n\ttrainable\x18\n \x03(\x0b\x32\x17.subbatch.v1.TensorSpec\x12/\n\x0c\x66ingerprints\x18\x0b \x01(\x0b\x32\x19.subbatch.v1.Fingerprints\x12\r\n\x05owner\x18\x0c \x01(\t\"\xb0\x01\n\x0eOpenRunRequest\x12!\n\x03run\x18\x01 \x01(\x0b\x32\x14.subbatch.v1.RunInfo\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\x0f\n\x07restart\x18\x03 \x01(\x08\x12\x0f\n\x07open_id\x18\x04 \x01(\t\x12\x1e\n\x16\x63heckpoint_incarnation\x18\x05 \x01(\x03\x12)\n\x07trained\x18\x06 \x03(\x0b\x32\x18.subbatch.v1.TrainedStep\"0\n\x0bTrainedStep\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0brows_sha256\x18\x02 \x01(\x0c\"=\n\x0cOpenRunReply\x12\x13\n\x0bincarnation\x18\x01 \x01(\x03\x12\x18\n\x10missing_versions\x18\x02 \x03(\x03\"\\\n\x17StreamSelectionsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\tfrom_step\x18\x04 \x01(\x03\"\xc4\x01\n\nPhaseTimes\x12\x17\n\x0fstarted_unix_ns\x18\x01 \x01(\x03\x12\x14\n\x0cload_seconds\x18\x02 \x01(\x01\x12\x14\n\x0c\x64raw_seconds\x18\x03 \x01(\x01\x12\x15\n\rscore_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cpick_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fjournal_seconds\x18\x06 \x01(\x01\x12\x17\n\x0freceive_seconds\x18\x07 \x01(\x01\x12\x12\n\npeak_bytes\x18\x08 \x01(\x03\"\xe9\x01\n\x10SelectionMessage\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x17\n\x0fweights_version\x18\x02 \x01(\x03\x12\r\n\x05\x61rrow\x18\x03 \x01(\x0c\x12&\n\x05times\x18\x04 \x01(\x0b\x32\x17.subbatch.v1.PhaseTimes\x12\x0f\n\x07history\x18\x05 \x01(\x0c\x12\x16\n\x0eweights_sha256\x18\x06 \x01(\t\x12\x15\n\rscores_sha256\x18\x07 \x01(\x0c\x12\r\n\x05\x63hain\x18\x08 \x01(\x0c\x12\x18\n\x0b\x61rrow_crc32\x18\t \x01(\x07H\x00\x88\x01\x01\x42\x0e\n\x0c_arrow_crc32\"_\n\x12PushWeightsRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.subbatch.v1.PushWeightsHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"i\n\x11PushWeightsHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x11\n\tnum_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"+\n\x10PushWeightsReply\x12\x17\n\x0f\x64urable_version\x18\x01 \x01(\x03\"Z\n\x15ReportProgressRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\tcompleted\x18\x04 \x01(\x03\"\x15\n\x13ReportProgressReply\"a\n\x14ReportTrainedRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\'\n\x05steps\x18\x03 \x03(\x0b\x32\x18.subbatch.v1.TrainedStep\"\x14\n\x12ReportTrainedReply\"\x1e\n\x0fWatchRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xba\x03\n\tRunStatus\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x11\n\tnum_steps\x18\x03 \x01(\x03\x12\x11\n\tnext_step\x18\x04 \x01(\x03\x12\x38\n\tcompleted\x18\x05 \x03(\x0b\x32%.subbatch.v1.RunStatus.CompletedEntry\x12\x18\n\x10weights_versions\x18\x06 \x03(\x03\x12\x11\n\twaits_for\x18\x07 \x01(\t\x12\x0e\n\x06\x63losed\x18\x08 \x01(\x08\x12\x41\n\x0esilent_seconds\x18\t \x03(\x0b\x32).subbatch.v1.RunStatus.SilentSecondsEntry\x12\x12\n\ngone_ranks\x18\n \x03(\x05\x12\x19\n\x11scoring_processes\x18\x0b \x01(\x05\x12\x14\n\x0cnum_fallback\x18\x0c \x01(\x03\x1a\x30\n\x0e\x43ompletedEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x34\n\x12SilentSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"3\n\x0f\x43loseRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\"\x0f\n\rCloseRunReply2\xb7\x04\n\x0fSelectorService\x12\x41\n\x07OpenRun\x12\x1b.subbatch.v1.OpenRunRequest\x1a\x19.subbatch.v1.OpenRunReply\x12Y\n\x10StreamSelections\x12$.subbatch.v1.StreamSelectionsRequest\x1a\x1d.subbatch.v1.SelectionMessage0\x01\x12O\n\x0bPushWeights\x12\x1f.subbatch.v1.PushWeightsRequest\x1a\x1d.subbatch.v1.PushWeightsReply(\x01\x12V\n\x0eReportProgress\x12\".subbatch.v1.ReportProgressRequest\x1a .subbatch.v1.ReportProgressReply\x12S\n\rReportTrained\x12!.subbatch.v1.ReportTrainedRequest\x1a\x1f.subbatch.v1.ReportTrainedReply\x12\x42\n\x08WatchRun\x12\x1c.subbatch.v1.WatchRunRequest\x1a\x16.subbatch.v1.RunStatus0\x01\x12\x44\n\x08\x43loseRun\x12\x1c.subbatch.v1.CloseRunRequest\x1a\x1a.subbatch.v1.CloseRunReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,33 +56,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PHASETIMES']._serialized_start=945
   _globals['_PHASETIMES']._serialized_end=1141
   _globals['_SELECTIONMESSAGE']._serialized_start=1144
-  _globals['_SELECTIONMESSAGE']._serialized_end=1335
-  _globals['_PUSHWEIGHTSREQUEST']._serialized_start=1337
-  _globals['_PUSHWEIGHTSREQUEST']._serialized_end=1432
-  _globals['_PUSHWEIGHTSHEADER']._serialized_start=1434
-  _globals['_PUSHWEIGHTSHEADER']._serialized_end=1539
-  _globals['_PUSHWEIGHTSREPLY']._serialized_start=1541
-  _globals['_PUSHWEIGHTSREPLY']._serialized_end=1584
-  _globals['_REPORTPROGRESSREQUEST']._serialized_start=1586
-  _globals['_REPORTPROGRESSREQUEST']._serialized_end=1676
-  _globals['_REPORTPROGRESSREPLY']._serialized_start=1678
-  _globals['_REPORTPROGRESSREPLY']._serialized_end=1699
-  _globals['_REPORTTRAINEDREQUEST']._serialized_start=1701
-  _globals['_REPORTTRAINEDREQUEST']._serialized_end=1798
-  _globals['_REPORTTRAINEDREPLY']._serialized_start=1800
-  _globals['_REPORTTRAINEDREPLY']._serialized_end=1820
-  _globals['_WATCHRUNREQUEST']._serialized_start=1822
-  _globals['_WATCHRUNREQUEST']._serialized_end=1852
-  _globals['_RUNSTATUS']._serialized_start=1855
-  _globals['_RUNSTATUS']._serialized_end=2275
-  _globals['_RUNSTATUS_COMPLETEDENTRY']._serialized_start=2173
-  _globals['_RUNSTATUS_COMPLETEDENTRY']._serialized_end=2221
-  _globals['_RUNSTATUS_SILENTSECONDSENTRY']._serialized_start=2223
-  _globals['_RUNSTATUS_SILENTSECONDSENTRY']._serialized_end=2275
-  _globals['_CLOSERUNREQUEST']._serialized_start=2277
-  _globals['_CLOSERUNREQUEST']._serialized_end=2328
-  _globals['_CLOSERUNREPLY']._serialized_start=2330
-  _globals['_CLOSERUNREPLY']._serialized_end=2345
-  _globals['_SELECTORSERVICE']._serialized_start=2348
-  _globals['_SELECTORSERVICE']._serialized_end=2915
+  _globals['_SELECTIONMESSAGE']._serialized_end=1377
+  _globals['_PUSHWEIGHTSREQUEST']._serialized_start=1379
+  _globals['_PUSHWEIGHTSREQUEST']._serialized_end=1474
+  _globals['_PUSHWEIGHTSHEADER']._serialized_start=1476
+  _globals['_PUSHWEIGHTSHEADER']._serialized_end=1581
+  _globals['_PUSHWEIGHTSREPLY']._serialized_start=1583
+  _globals['_PUSHWEIGHTSREPLY']._serialized_end=1626
+  _globals['_REPORTPROGRESSREQUEST']._serialized_start=1628
+  _globals['_REPORTPROGRESSREQUEST']._serialized_end=1718
+  _globals['_REPORTPROGRESSREPLY']._serialized_start=1720
+  _globals['_REPORTPROGRESSREPLY']._serialized_end=1741
+  _globals['_REPORTTRAINEDREQUEST']._serialized_start=1743
+  _globals['_REPORTTRAINEDREQUEST']._serialized_end=1840
+  _globals['_REPORTTRAINEDREPLY']._serialized_start=1842
+  _globals['_REPORTTRAINEDREPLY']._serialized_end=1862
+  _globals['_WATCHRUNREQUEST']._serialized_start=1864
+  _globals['_WATCHRUNREQUEST']._serialized_end=1894
+  _globals['_RUNSTATUS']._serialized_start=1897
+  _globals['_RUNSTATUS']._serialized_end=2339
+  _globals['_RUNSTATUS_COMPLETEDENTRY']._serialized_start=2237
+  _globals['_RUNSTATUS_COMPLETEDENTRY']._serialized_end=2285
+  _globals['_RUNSTATUS_SILENTSECONDSENTRY']._serialized_start=2287
+  _globals['_RUNSTATUS_SILENTSECONDSENTRY']._serialized_end=2339
+  _globals['_CLOSERUNREQUEST']._serialized_start=2341
+  _globals['_CLOSERUNREQUEST']._serialized_end=2392
+  _globals['_CLOSERUNREPLY']._serialized_start=2394
+  _globals['_CLOSERUNREPLY']._serialized_end=2409
+  _globals['_SELECTORSERVICE']._serialized_start=2412
+  _globals['_SELECTORSERVICE']._serialized_end=2979
 # @@protoc_insertion_point(module_scope)

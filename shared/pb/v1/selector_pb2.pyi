@@ -126,7 +126,7 @@ class PhaseTimes(_message.Message):
     def __init__(self, started_unix_ns: _Optional[int] = ..., load_seconds: _Optional[float] = ..., draw_seconds: _Optional[float] = ..., score_seconds: _Optional[float] = ..., pick_seconds: _Optional[float] = ..., journal_seconds: _Optional[float] = ..., receive_seconds: _Optional[float] = ..., peak_bytes: _Optional[int] = ...) -> None: ...
 
 class SelectionMessage(_message.Message):
-    __slots__ = ("step", "weights_version", "arrow", "times", "history", "weights_sha256", "scores_sha256", "chain")
+    __slots__ = ("step", "weights_version", "arrow", "times", "history", "weights_sha256", "scores_sha256", "chain", "arrow_crc32")
     STEP_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
     ARROW_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,7 @@ class SelectionMessage(_message.Message):
     WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
     SCORES_SHA256_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
+    ARROW_CRC32_FIELD_NUMBER: _ClassVar[int]
     step: int
     weights_version: int
     arrow: bytes
@@ -143,7 +144,8 @@ class SelectionMessage(_message.Message):
     weights_sha256: str
     scores_sha256: bytes
     chain: bytes
-    def __init__(self, step: _Optional[int] = ..., weights_version: _Optional[int] = ..., arrow: _Optional[bytes] = ..., times: _Optional[_Union[PhaseTimes, _Mapping]] = ..., history: _Optional[bytes] = ..., weights_sha256: _Optional[str] = ..., scores_sha256: _Optional[bytes] = ..., chain: _Optional[bytes] = ...) -> None: ...
+    arrow_crc32: int
+    def __init__(self, step: _Optional[int] = ..., weights_version: _Optional[int] = ..., arrow: _Optional[bytes] = ..., times: _Optional[_Union[PhaseTimes, _Mapping]] = ..., history: _Optional[bytes] = ..., weights_sha256: _Optional[str] = ..., scores_sha256: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., arrow_crc32: _Optional[int] = ...) -> None: ...
 
 class PushWeightsRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -210,7 +212,7 @@ class WatchRunRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run", "incarnation", "num_steps", "next_step", "completed", "weights_versions", "waits_for", "closed", "silent_seconds", "gone_ranks", "scoring_processes")
+    __slots__ = ("run", "incarnation", "num_steps", "next_step", "completed", "weights_versions", "waits_for", "closed", "silent_seconds", "gone_ranks", "scoring_processes", "num_fallback")
     class CompletedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +238,7 @@ class RunStatus(_message.Message):
     SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     GONE_RANKS_FIELD_NUMBER: _ClassVar[int]
     SCORING_PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    NUM_FALLBACK_FIELD_NUMBER: _ClassVar[int]
     run: str
     incarnation: int
     num_steps: int
@@ -247,7 +250,8 @@ class RunStatus(_message.Message):
     silent_seconds: _containers.ScalarMap[int, float]
     gone_ranks: _containers.RepeatedScalarFieldContainer[int]
     scoring_processes: int
-    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., num_steps: _Optional[int] = ..., next_step: _Optional[int] = ..., completed: _Optional[_Mapping[int, int]] = ..., weights_versions: _Optional[_Iterable[int]] = ..., waits_for: _Optional[str] = ..., closed: _Optional[bool] = ..., silent_seconds: _Optional[_Mapping[int, float]] = ..., gone_ranks: _Optional[_Iterable[int]] = ..., scoring_processes: _Optional[int] = ...) -> None: ...
+    num_fallback: int
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., num_steps: _Optional[int] = ..., next_step: _Optional[int] = ..., completed: _Optional[_Mapping[int, int]] = ..., weights_versions: _Optional[_Iterable[int]] = ..., waits_for: _Optional[str] = ..., closed: _Optional[bool] = ..., silent_seconds: _Optional[_Mapping[int, float]] = ..., gone_ranks: _Optional[_Iterable[int]] = ..., scoring_processes: _Optional[int] = ..., num_fallback: _Optional[int] = ...) -> None: ...
 
 class CloseRunRequest(_message.Message):
     __slots__ = ("run", "incarnation")
