@@ -114,18 +114,27 @@ def add_service(server: grpc.aio.Server, host: Host, config: ServerConfig) -> No
 
 @contextlib.contextmanager
 def _sole_owner(folder: Path) -> Iterator[None]:
-    """Hold the journal folder against a second server."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
+    """Hold the journal folder against a second server.
+
+    Raises:
+        JournalError: another server holds it, or nothing can be written there.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(open(folder / "lock", "w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError:
-        raise JournalError(
-            f"journal folder {folder} belongs to a server that is running: stop it, or choose another server.journal"
-        ) from None
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise JournalError(f"journal folder {folder} can't be used: {error}: choose another server.journal") from None
+        except BlockingIOError:
+            raise JournalError(
+                f"journal folder {folder} belongs to a server that is running: stop it, or choose another "
+                "server.journal"
+            ) from None
+        except OSError as error:
+            raise JournalError(
+                f"journal folder {folder} can't be used: {error}: make it one that this server may write to, or choose "
+                "another server.journal"
+            ) from None
+        yield
 
 
 async def _add_standard_services(server: grpc.aio.Server) -> None:
