@@ -14,6 +14,7 @@ from selector_server.engine import SelectionEngine
 from selector_server.leases import Leases, ranks_in_words
 from selector_server.outgoing import Outgoing
 from selector_server.run import Run
+from selector_server.run_engine import Pushed
 from shared.pb.v1 import selector_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class HostedRun:
             report of one rank would wake all.
         changed: Fires at any change.
         outgoing: What the streams send.
+        pushed: The newest weights that no selection has loaded yet; None where there are none, or on the disk alone.
         receive_seconds: By version, how long its push took, until the selection that uses it first tells the ranks.
     """
 
@@ -36,6 +38,7 @@ class HostedRun:
         self.published, self.changed = Signal(), Signal()
         self.outgoing = Outgoing(run)
         self.engine: SelectionEngine | None = None
+        self.pushed: Pushed | None = None
         self.receive_seconds: dict[int, float] = {}
         self._rank_lease_s = rank_lease_s
         self._there_since: dict[int, float] = {}
@@ -47,7 +50,7 @@ class HostedRun:
     def opened(self) -> None:
         """The run was opened, here or before the server began: its trainer is about to want the cursor's selection."""
         now = time.monotonic()
-        self._there_since, self.receive_seconds = {}, {}
+        self._there_since, self.receive_seconds, self.pushed = {}, {}, None
         self.pace = Pace(max(self.run.completed.values()), now, self.pace.step_seconds)
         self.leases = Leases(self.run.completed, lease_s=self._rank_lease_s, now=now)
 

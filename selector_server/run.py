@@ -272,7 +272,7 @@ class Run(RunState):
             raise WeightsError(f"run {name!r} expects weights version {expected}, got {version}: push them in order")
         return False
 
-    def add_weights(self, version: int, sha256: str, payload: bytes) -> None:
+    def add_weights(self, version: int, sha256: str, payload: bytes | bytearray) -> None:
         """Make checked weights durable."""
         self.journal.write_weights(version, sha256, payload)
         stored = journal_pb2.WeightsStored(

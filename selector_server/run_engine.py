@@ -11,7 +11,8 @@ import dataclasses
 import gc
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from selector_server.engine import SelectionEngine
 from selector_server.run import Run
@@ -24,8 +25,26 @@ from shared.records import RunInfo
 from shared.weights import decode_weights, tensor_specs
 from shared.wire import encode_selection
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # What makes the engine of a run; raises ModelError where the run doesn't fit the server's model.
 BuildEngine = Callable[[RunInfo], SelectionEngine]
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Weights that have just been checked and made durable; they needn't be read, hashed and checked again.
+
+    Attributes:
+        version: Of the weights.
+        sha256: Of their payload.
+        tensors: As of `decode_weights`.
+    """
+
+    version: int
+    sha256: str
+    tensors: dict[str, Tensor]
 
 
 def build_engine(base: Any, store: Store, info: RunInfo) -> SelectionEngine:
@@ -74,9 +93,16 @@ def model_of(base: Any, info: RunInfo) -> Any:
 
 
 def select_step(
-    run: Run, engine: SelectionEngine | None, step: int, *, build: BuildEngine
+    run: Run, engine: SelectionEngine | None, step: int, *, build: BuildEngine, pushed: Pushed | None = None
 ) -> tuple[SelectionEngine, pb.SelectionMessage, bytes]:
-    """Load the weights of w(step) and select, with a new engine where there is none.
+    """Load the weights of w(step), from the disk where they aren't those just pushed, and select.
+
+    Args:
+        run: The run.
+        engine: Its engine; a new one is built where there is none.
+        step: The step.
+        build: Builds one.
+        pushed: Weights of the run, of whatever version and branch.
 
     Returns:
         The engine, the selection, and what it was picked from where the journal keeps that; else empty.
@@ -88,10 +114,7 @@ def select_step(
     engine = engine or build(run.info)
     version = run.info.timing.weights_version(step)
     if run.info.selection.scores and engine.weights_version != version:
-        payload = run.weights(version)
-        # Version 0 of full fine-tuning is what a new engine holds already.
-        tensors = {} if payload is None else decode_weights(payload, run.info.trainable)
-        engine.load(version, tensors)
+        engine.load(version, _tensors(run, version, pushed))
     loaded = time.perf_counter()
     selected = engine.select(step, version, run.history(step))
     times = dataclasses.replace(
@@ -108,3 +131,12 @@ def select_step(
     )
     kept = selected.kept if run.journal.keep_scores else None
     return engine, message, kept.to_bytes() if kept else b""
+
+
+def _tensors(run: Run, version: int, pushed: Pushed | None) -> dict[str, Tensor]:
+    stored = run.stored_weights(version)
+    if pushed and stored and (pushed.version, pushed.sha256) == (version, stored.sha256):
+        return pushed.tensors
+    payload = run.weights(version)
+    # Version 0 of full fine-tuning is what a new engine holds already.
+    return {} if payload is None else decode_weights(payload, run.info.trainable)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from selector_server.answering import stream, unary
+from selector_server.arriving import Arriving
 from selector_server.host import Host
 from selector_server.hosted_run import HostedRun
 from shared.convert import run_from_pb
@@ -16,11 +17,10 @@ from shared.errors import WeightsError, WireError
 from shared.pb.v1 import selector_pb2 as pb
 from shared.pb.v1 import selector_pb2_grpc
 from shared.records import RunInfo
-from shared.weights import CHUNK_BYTES
+from shared.weights import ITEM_BYTES
 
 # A run of hundreds of ranks changes hundreds of times a step; nobody reads that fast.
 _SECONDS_BETWEEN_STATUSES = 0.1
-_ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
@@ -90,24 +90,11 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         if is_known:
             return pb.PushWeightsReply(durable_version=header.version)
         run.journal.require_room(header.num_bytes)
-        payload = bytearray()
+        arriving = Arriving(header.version, num_bytes=header.num_bytes, sha256=header.sha256)
         async for request in requests:
-            if request.WhichOneof("part") != "chunk" or not 0 < len(request.chunk) <= CHUNK_BYTES:
-                raise WireError(
-                    f"weights version {header.version}: after the header come chunks of 1 to {CHUNK_BYTES} bytes"
-                )
-            if len(payload) + len(request.chunk) > header.num_bytes:
-                raise WeightsError(
-                    f"weights version {header.version} are longer than the {header.num_bytes} bytes announced"
-                )
-            payload += request.chunk
-        if len(payload) != header.num_bytes:
-            raise WeightsError(
-                f"weights version {header.version} ended after {len(payload)} of {header.num_bytes} bytes: push again"
-            )
-        await self._host.push(
-            header.run, header.incarnation, header.version, bytes(payload), header.sha256, began=clock
-        )
+            arriving.add(request.chunk)  # empty where it is anything else
+        payload = await arriving.whole()
+        await self._host.push(header.run, header.incarnation, header.version, payload, header.sha256, began=clock)
         return pb.PushWeightsReply(durable_version=header.version)
 
     @unary
@@ -171,7 +158,7 @@ def _payload_bound(info: RunInfo) -> int:
     """The most bytes a safetensors payload of the run's tensors can have, header included."""
     total = 1 << 16
     for spec in info.trainable:
-        size = _ITEM_BYTES.get(spec.dtype, 8)
+        size = ITEM_BYTES.get(spec.dtype, 8)
         for dimension in spec.shape:
             size *= dimension
         total += size + len(spec.name) + 256

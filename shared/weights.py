@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shared.errors import WeightsError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 _SAFETENSORS_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # Safetensors lays the tensors out in this order, wider ones first, so that each stays aligned; within a dtype by name.
@@ -42,31 +44,10 @@ def empty_payload(specs: Sequence[TensorSpec], *, pin_memory: bool = False) -> t
     """
     import torch
 
-    for spec in specs:
-        if spec.dtype not in _SAFETENSORS_DTYPES:
-            raise WeightsError(
-                f"weights {spec.name} are {spec.dtype}, only {', '.join(_SAFETENSORS_DTYPES)} can be sent: "
-                "train in one of these"
-            )
-    header, places = {}, {}
-    end = 0
-    for spec in sorted(specs, key=lambda spec: (_LAYOUT_ORDER.index(spec.dtype), spec.name)):
-        start, end = end, end + math.prod(spec.shape) * getattr(torch, spec.dtype).itemsize
-        header[spec.name] = {
-            "dtype": _SAFETENSORS_DTYPES[spec.dtype],
-            "shape": spec.shape,
-            "data_offsets": (start, end),
-        }
-        places[spec.name] = start, end
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    prefix = len(text).to_bytes(8, "little") + text
-    payload = torch.empty(len(prefix) + end, dtype=torch.uint8, pin_memory=pin_memory)
-    payload[: len(prefix)] = torch.frombuffer(bytearray(prefix), dtype=torch.uint8)
-    data = payload[len(prefix) :]
-    return payload, {
-        spec.name: data[slice(*places[spec.name])].view(getattr(torch, spec.dtype)).view(spec.shape) for spec in specs
-    }
+    layout = _layout(specs)
+    payload = torch.empty(layout.num_bytes, dtype=torch.uint8, pin_memory=pin_memory)
+    payload[: len(layout.prefix)] = torch.frombuffer(bytearray(layout.prefix), dtype=torch.uint8)
+    return payload, _views(payload, layout, specs)
 
 
 def encode_weights(tensors: Mapping[str, Tensor]) -> bytes:
@@ -82,13 +63,88 @@ def tensor_specs(tensors: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items())
 
 
-def decode_weights(payload: bytes, expected: Sequence[TensorSpec]) -> dict[str, Tensor]:
+def decode_weights(payload: bytes | bytearray, expected: Sequence[TensorSpec]) -> dict[str, Tensor]:
     """The tensors of a payload, in the order of `expected`.
+
+    Args:
+        payload: Where it is a bytearray laid out as `empty_payload` does, the tensors are views of it.
+        expected: What they are to be.
 
     Raises:
         WeightsError: not safetensors, names, shapes or dtypes other than `expected`, or values that aren't finite.
     """
     import torch
+
+    layout = _layout(expected)
+    if len(payload) == layout.num_bytes and payload.startswith(layout.prefix):
+        own = payload if isinstance(payload, bytearray) else bytearray(payload)
+        tensors = _views(torch.frombuffer(own, dtype=torch.uint8), layout, expected)
+    else:
+        tensors = _foreign(bytes(payload), expected)
+    for name, tensor in tensors.items():
+        # The smallest and the largest are NaN where any value is; unlike isfinite this makes no second tensor.
+        if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+            raise WeightsError(f"weights {name} hold values that aren't finite: training has diverged")
+    return tensors
+
+
+def chunks(payload: bytes | bytearray | memoryview) -> Iterator[memoryview]:
+    """The payload in pieces of CHUNK_BYTES, none of them a copy; the last one may be shorter."""
+    view = memoryview(payload)
+    for start in range(0, len(view), CHUNK_BYTES):
+        yield view[start : start + CHUNK_BYTES]
+
+
+def content_hash(payload: bytes | bytearray | memoryview) -> str:
+    """SHA-256 of a payload, in hex; other threads run meanwhile."""
+    return hashlib.sha256(payload).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A payload's bytes before its tensors, each tensor's place after them, and the bytes of all."""
+
+    prefix: bytes
+    places: dict[str, tuple[int, int]]
+    num_bytes: int
+
+
+def _layout(specs: Sequence[TensorSpec]) -> _Layout:
+    for spec in specs:
+        if spec.dtype not in _SAFETENSORS_DTYPES:
+            raise WeightsError(
+                f"weights {spec.name} are {spec.dtype}, only {', '.join(_SAFETENSORS_DTYPES)} can be sent: "
+                "train in one of these"
+            )
+    header, places = {}, {}
+    end = 0
+    for spec in sorted(specs, key=lambda spec: (_LAYOUT_ORDER.index(spec.dtype), spec.name)):
+        start, end = end, end + math.prod(spec.shape) * ITEM_BYTES[spec.dtype]
+        header[spec.name] = {
+            "dtype": _SAFETENSORS_DTYPES[spec.dtype],
+            "shape": spec.shape,
+            "data_offsets": (start, end),
+        }
+        places[spec.name] = start, end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    prefix = len(text).to_bytes(8, "little") + text
+    return _Layout(prefix, places, len(prefix) + end)
+
+
+def _views(payload: Tensor, layout: _Layout, specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
+    """The tensors in a payload, uint8 [num_bytes], in the order of `specs`."""
+    import torch
+
+    data = payload[len(layout.prefix) :]
+    return {
+        spec.name: data[slice(*layout.places[spec.name])].view(getattr(torch, spec.dtype)).view(spec.shape)
+        for spec in specs
+    }
+
+
+def _foreign(payload: bytes, expected: Sequence[TensorSpec]) -> dict[str, Tensor]:
+    """The tensors of a payload that is laid out in another way than ours, if that is all that is wrong with it."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -108,18 +164,4 @@ def decode_weights(payload: bytes, expected: Sequence[TensorSpec]) -> dict[str, 
         got = (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         if got != (spec.shape, spec.dtype):
             raise WeightsError(f"weights {spec.name} are {got}, the run was opened with {(spec.shape, spec.dtype)}")
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f"weights {spec.name} hold values that aren't finite: training has diverged")
     return {spec.name: tensors[spec.name] for spec in expected}
-
-
-def chunks(payload: bytes | memoryview) -> Iterator[memoryview]:
-    """The payload in pieces of CHUNK_BYTES, none of them a copy; the last one may be shorter."""
-    view = memoryview(payload)
-    for start in range(0, len(view), CHUNK_BYTES):
-        yield view[start : start + CHUNK_BYTES]
-
-
-def content_hash(payload: bytes | memoryview) -> str:
-    """SHA-256 of a payload, in hex; other threads run meanwhile."""
-    return hashlib.sha256(payload).hexdigest()

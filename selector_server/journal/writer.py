@@ -101,7 +101,7 @@ class Journal(JournalReader):
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise _refusal(f"weights of {num_bytes} bytes can't be written to {self.folder}", self.folder, full)
 
-    def write_weights(self, version: int, sha256: str, payload: bytes) -> None:
+    def write_weights(self, version: int, sha256: str, payload: bytes | bytearray) -> None:
         """Store one version of the weights, atomically and durably.
 
         Raises:
@@ -158,7 +158,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | bytearray) -> None:
     """Write to the end; a disk takes what still fits before it says that it is full."""
     rest = memoryview(data)
     while rest:

@@ -65,6 +65,38 @@ def test_a_server_takes_up_every_open_run_where_it_was_and_its_trainers_notice_n
             client.close()
 
 
+def test_weights_are_read_from_the_disk_only_where_another_server_had_received_them(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    read_weights = Journal.read_weights
+
+    def reading(self: Journal, version: int, sha256: str) -> bytes:
+        read.append(version)
+        return read_weights(self, version, sha256)
+
+    monkeypatch.setattr(Journal, "read_weights", reading)
+    with LiveServer(world, tmp_path / "journal") as server:
+        job = Job(world, server.fingerprints)
+        client = train(server, job, "run", stop=0)
+        for step in (0, 1):
+            assert client.selection(step).selection.weights_version == 0
+        client.push(1, encode_weights(job.weights(1)))  # for step 2, which waits until step 0 is reported
+        assert read == []
+        server.stop()
+        server.start()
+        client.report(1)
+        assert client.selection(2).selection.weights_version == 1
+        assert read == [1]
+        for step in (3, 4):
+            client.push(step - 1, encode_weights(job.weights(step - 1)))
+            client.report(step - 1)
+            assert client.selection(step).selection.weights_version == step - 1
+        assert read == [1]
+        client.close_run()
+        client.close()
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [

@@ -91,6 +91,26 @@ def test_tensors_arrive_to_the_last_bit_in_the_order_the_run_was_opened_with() -
         assert bits_of(got[name]) == bits_of(tensor)
 
 
+def test_tensors_are_where_the_payload_arrived() -> None:
+    sent = some_tensors()
+    payload = bytearray(encode_weights(sent))
+    got = decode_weights(payload, tensor_specs(sent))
+    first = torch.frombuffer(payload, dtype=torch.uint8).data_ptr()
+    for tensor in got.values():
+        assert first < tensor.data_ptr() < first + len(payload)
+        assert tensor.data_ptr() % tensor.itemsize == 0
+
+
+def test_a_payload_that_another_program_laid_out_differently_is_read_all_the_same() -> None:
+    sent = some_tensors()
+    payload = safetensors.torch.save({name: t.contiguous() for name, t in sent.items()}, metadata={"format": "pt"})
+    assert payload != encode_weights(sent)
+    for given in (payload, bytearray(payload)):
+        got = decode_weights(given, tensor_specs(sent))
+        assert list(got) == list(sent)
+        assert all(bits_of(got[name]) == bits_of(tensor) for name, tensor in sent.items())
+
+
 def test_equal_tensors_make_equal_bytes_whatever_their_order() -> None:
     forwards = some_tensors()
     backwards = {name: forwards[name].clone() for name in reversed(forwards)}
@@ -178,6 +198,18 @@ def test_weights_that_are_not_finite_are_refused_by_name(name: str, value: float
     tensors = some_tensors()
     tensors[name].view(-1)[-1] = value
     assert f"{name} hold values that aren't finite" in refusal(tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(dtype: torch.dtype, value: float) -> None:
+    tensor = torch.linspace(-1, 1, 1000).to(dtype)
+    specs = tensor_specs({"a": tensor})
+    decode_weights(encode_weights({"a": tensor}), specs)
+    for at in (*range(0, 1000, 7), 999):
+        spoilt = tensor.clone()
+        spoilt[at] = value
+        refusal(encode_weights({"a": spoilt}), specs)
 
 
 def test_weights_cut_off_anywhere_are_refused() -> None:
