@@ -67,6 +67,11 @@ class RunState:
         """The first step at or past the cursor that has no selection."""
         return self._next_step
 
+    @property
+    def num_fallback(self) -> int:
+        """How many steps were, or are to be, trained without a selection while the server was away."""
+        return len(self._trained)
+
     def has_selection(self, step: int) -> bool:
         """Whether a step has been selected."""
         return step in self._selections

@@ -151,6 +151,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
                 silent_seconds=hosted.leases.silent_seconds(time.monotonic()),
                 gone_ranks=hosted.leases.away,
                 scoring_processes=self._host.scoring_processes,
+                num_fallback=run.num_fallback,
             )
 
 

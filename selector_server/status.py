@@ -12,14 +12,15 @@ from shared.pb.v1 import selector_pb2, selector_pb2_grpc
 from shared.transport import call_metadata, open_channel
 
 _COLUMNS = (
-    "run", "incarnation", "selected", "completed by rank", "ranks", "weights kept", "scoring processes", "waits for"
+    "run", "incarnation", "selected", "fallback", "completed by rank", "ranks", "weights kept", "scoring processes",
+    "waits for",
 )  # fmt: skip
 # More than these are told as a range.
 _MOST_LISTED_RANKS = 8
 
 
 def status_table(client: ClientConfig) -> Table:
-    """One row per run: steps selected, ranks and since when they are gone, weights, and who is waited for.
+    """One row per run: selected and fallback steps, ranks and since when they are gone, weights, and who is waited for.
 
     Raises:
         SubbatchError: the server can't be reached or refuses.
@@ -38,6 +39,7 @@ def status_table(client: ClientConfig) -> Table:
                     status.run,
                     str(status.incarnation),
                     f"{status.next_step}/{status.num_steps}",
+                    str(status.num_fallback),
                     _completed(status),
                     _ranks(status),
                     " ".join(map(str, status.weights_versions)) or "–",

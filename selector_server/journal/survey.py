@@ -15,6 +15,10 @@ from selector_server.run_state import RunState
 from shared.errors import JournalError, RunNotFoundError, SubbatchError
 from shared.wire import decode_selection
 
+_COLUMNS = (
+    "run", "opened", "selected", "fallback", "set aside", "with scores", "weights", "MiB", "last record", "state"
+)  # fmt: skip
+
 
 @dataclass
 class Survey:
@@ -140,7 +144,7 @@ def _weights_faults(reader: JournalReader, files: Sequence[Path]) -> Iterator[st
 def survey_table(folder: Path, surveys: Sequence[Survey], *, thorough: bool) -> Table:
     """One row per run."""
     table = Table(title=f"journals in {folder}" + (", verified" if thorough else ""))
-    for column in ("run", "opened", "selected", "set aside", "with scores", "weights", "MiB", "last record", "state"):
+    for column in _COLUMNS:
         table.add_column(column, overflow="fold")
     for found in surveys:
         state = found.state
@@ -150,6 +154,7 @@ def survey_table(folder: Path, surveys: Sequence[Survey], *, thorough: bool) -> 
             found.run,
             f"{state.incarnation} ×" if state else "?",
             f"{state.next_step}/{state.info.timing.num_steps}" if state and opened else "?",
+            str(state.num_fallback) if state else "?",
             str(state.num_set_aside) if state else "?",
             str(found.num_scores),
             str(found.num_weights),

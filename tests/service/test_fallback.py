@@ -10,15 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from rich.table import Table
 
 from selector_server.journal import Journal
 from selector_server.journal.reader import JournalReader
+from selector_server.journal.survey import survey, survey_table
 from selector_server.replay.check import Replayer
 from selector_server.run_state import RunState
+from selector_server.status import status_table
 from shared.config import ClientConfig, Config
 from shared.errors import ConfigError, DataError, StaleIncarnationError, SubbatchError, UnavailableError
 from shared.fallback import fallback_selection, rows_hash
 from shared.records import Selection
+from shared.weights import encode_weights
 from shared.wire import decode_selection, same_selection
 from tests.e2e.slow_proxy import SlowProxy
 from tests.service.harness import Job, LiveServer
@@ -26,6 +30,7 @@ from tests.service.trainers import ArithmeticTrainer, computed
 from tests.support import World
 from train_client.client import SelectorClient
 from train_client.ranks import Ranks
+from train_client.reports import Reports
 
 TIMINGS = [(1, 1), (2, 1), (1, 3)]
 
@@ -51,6 +56,13 @@ def fallbacks(selections: dict[int, Selection]) -> list[int]:
     return [step for step, selection in sorted(selections.items()) if selection.fallback]
 
 
+def cell(table: Table, header: str) -> str:
+    """What a table of one row says in a column."""
+    (column,) = (column for column in table.columns if column.header == header)
+    (text,) = column.cells
+    return str(text)
+
+
 def require_whole_journal(server: LiveServer, folder: Path, expected: dict[int, Selection]) -> None:
     """The journal reads back, chain and all, and its selections are those expected and compute again."""
     state = RunState(JournalReader(folder / "run"))
@@ -64,28 +76,31 @@ def require_whole_journal(server: LiveServer, folder: Path, expected: dict[int, 
 def test_a_server_that_was_away_goes_on_with_the_right_weights_and_a_rollback_past_it_repeats_everything(
     tmp_path: Path, server: LiveServer, job: Job, staleness: int, push_every: int
 ) -> None:
-    info = job.info(num_steps=16, staleness=staleness, push_every=push_every)
+    info = job.info(num_steps=20, staleness=staleness, push_every=push_every)
     with ArithmeticTrainer(server, job, info, on_unavailable="sample") as trainer:
         trainer.train(3)
         checkpoint = trainer.state()
         server.stop()
-        trainer.train_into_an_outage(3)
+        trainer.train_into_an_outage(5)  # long enough for weights to be given up
         server.start()
         trainer.wait_until_back()
-        trainer.train(16 - trainer.cursor)
+        trainer.train(20 - trainer.cursor)
         without = fallbacks(trainer.selections)
-        assert 3 <= len(without) < 13 - len(without), without
+        assert 5 <= len(without) < 17 - len(without), without
         expected = computed(server, job, info, without)
-        require_equal(trainer.selections, expected, range(16))
+        require_equal(trainer.selections, expected, range(20))
+        assert cell(status_table(ClientConfig(selector=server.address)), "fallback") == str(len(without))
     with resumed(server, job, info, checkpoint) as again:
-        again.train(16 - 3)
-        require_equal(again.selections, expected, range(3, 16))
+        again.train(20 - 3)
+        require_equal(again.selections, expected, range(3, 20))
         assert again.lineage == trainer.lineage
     server.stop()
     require_whole_journal(server, tmp_path / "journal", expected)
+    surveys = [survey(tmp_path / "journal", "run", thorough=True)]
+    assert cell(survey_table(tmp_path, surveys, thorough=True), "fallback") == str(len(without))
 
 
-@pytest.mark.parametrize(("staleness", "push_every"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize(("staleness", "push_every"), [(0, 1), (2, 1)])
 def test_a_checkpoint_made_while_the_server_is_away_continues_as_the_job_that_made_it(
     tmp_path: Path, server: LiveServer, job: Job, staleness: int, push_every: int
 ) -> None:
@@ -203,10 +218,10 @@ def test_a_server_that_is_slow_to_select_is_not_away(server: LiveServer, job: Jo
             return ask(step)
 
         trainer.source._client._liveness.ask = counted  # type: ignore[method-assign]
-        server.host._worker.submit(held.wait)
+        server.host._scheduler._worker.submit(held.wait)
         waiting = threading.Thread(target=trainer.train, args=(3,))
         waiting.start()
-        for _ in range(12):  # questions, over several times the while after which a server counts as away
+        for _ in range(4):  # questions, over several times the while after which a server counts as away
             assert looks.acquire(timeout=30)
         held.set()
         waiting.join(30)
@@ -245,6 +260,26 @@ def test_rows_that_the_server_would_not_draw_and_steps_past_its_own_are_refused(
         with pytest.raises(kind, match=reason):
             client.open_run(info, cursor=0, restart=True, trained=trained)
     assert server.host.get("run").run.next_step == 0
+    client.close()
+
+
+def test_the_server_hears_of_steps_trained_without_it_before_weights_that_leave_these_out_and_before_the_end(
+    server: LiveServer, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing is told in the background, as where that has just failed and is about to be tried again.
+    monkeypatch.setattr(Reports, "_tell", lambda self, completed: self._calls.stopping.wait())
+    info = job.info(num_steps=8)
+    rows = {step: rows_hash(fallback_selection(info, server.store, step)) for step in range(8)}
+    client = SelectorClient(ClientConfig(selector=server.address), run="run", rank=0)
+    incarnation, _ = client.open_run(info, cursor=0, restart=False)
+    client.attach(incarnation, from_step=0, num_steps=8)
+    client.report_trained({step: rows[step] for step in range(4)})
+    client.push(3, encode_weights(job.weights(3)))
+    run = server.host.get("run").run
+    assert (run.num_fallback, run.next_step, run.weights_versions) == (4, 4, [3])
+    client.report_trained({4: rows[4]})
+    client.close_run()
+    assert (run.num_fallback, client.untold_trained) == (5, {})
     client.close()
 
 
