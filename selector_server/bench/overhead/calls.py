@@ -1,4 +1,4 @@
-"""A real server in a thread of this process, and a client's calls to it: reports, which check the token, and pushes.
+"""A real server in a thread of this process, and a client's calls to it: reports, which check the token.
 
 Both ends of a call are in its time; it is counted in full on either side, and so is more than it costs.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from selector_server.server import add_service
 from shared.config import ClientConfig, ServerConfig
 from shared.convert import run_to_pb
 from shared.dataset import Store
+from shared.errors import SubbatchError
 from shared.pb.v1 import selector_pb2 as pb
 from shared.pb.v1 import selector_pb2_grpc
 from shared.records import RunInfo
@@ -52,8 +54,8 @@ def serving(folder: Path, store: Store, run: RunInfo, server: ServerConfig, clie
         ConfigError: a token or TLS file that can't be used.
     """
     config = server.model_copy(update={"host": "localhost", "port": 0})
-    ready, ends = threading.Event(), threading.Event()
-    found: list[str] = []
+    ends = threading.Event()
+    found: Future[str] = Future()
 
     async def serve() -> None:
         host = Host(
@@ -64,11 +66,14 @@ def serving(folder: Path, store: Store, run: RunInfo, server: ServerConfig, clie
             max_runs=1,
             rank_lease_s=server.rank_lease_s,
         )
-        grpc_server, address = listen(config)
+        try:
+            grpc_server, address = listen(config)
+        except SubbatchError as error:
+            found.set_exception(error)
+            return
         add_service(grpc_server, host, config)
         await grpc_server.start()
-        found.append(address)
-        ready.set()
+        found.set_result(address)
         await asyncio.to_thread(ends.wait)
         await host.stop()
         await grpc_server.stop(0)
@@ -77,8 +82,7 @@ def serving(folder: Path, store: Store, run: RunInfo, server: ServerConfig, clie
     thread = threading.Thread(target=lambda: asyncio.run(serve()), name="bench-server")
     thread.start()
     try:
-        ready.wait()
-        with open_channel(found[0], client.tls) as channel:
+        with open_channel(found.result(), client.tls) as channel:
             yield Calls(selector_pb2_grpc.SelectorServiceStub(channel), call_metadata(client), run)
     finally:
         ends.set()

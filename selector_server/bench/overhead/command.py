@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from rich.console import Console
 
 from selector_server.bench.overhead.calls import Calls, serving
-from selector_server.bench.overhead.measured import LIMIT, SIDES, STEP_SECONDS, Measured
+from selector_server.bench.overhead.measured import KINDS, LIMIT, SIDES, STEP_SECONDS, Measured
 from selector_server.bench.overhead.operations import DurableStep, Operation
 from selector_server.bench.overhead.shown import as_json, cost_table, draw
 from selector_server.bench.paired import Interval, median_interval, write_result
@@ -26,13 +27,13 @@ from shared.weights import encode_weights, tensor_specs
 
 PRESETS = ("paper", "matched")
 # By name, the shape of one float32 tensor that is as large as an adapter: rank 16 on a Phi of 8 layers of width 256,
-# and the paper's, rank 128 on Phi-2.
+# and the paper's, rank 128 on Phi-2; with rounds that take no minutes, which 335 MB on a slow disk else would.
 ADAPTERS = {"small": (1 << 20,), "phi2": (83_886_080,)}
+ROUNDS = {"small": 15, "phi2": 7}
 
 _VOCABULARY, _LORA_RANK = 4096, 16
 _RANKS = 4
 _PING_SECONDS = 3.0  # shared/transport.py: grpc.keepalive_time_ms
-_ROUNDS = 15
 
 
 def run(*, out: Path, quick: bool, console: Console, config: Config | None = None) -> dict[str, Any]:
@@ -44,19 +45,18 @@ def run(*, out: Path, quick: bool, console: Console, config: Config | None = Non
     server, client = (config.server, config.client) if config else (ServerConfig(), ClientConfig())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    adapters = [name for name in ADAPTERS if name == "small" or not quick]
+    settings = [(preset, "small") for preset in PRESETS]
+    if not quick:  # what large weights cost doesn't depend on the preset
+        settings.append((PRESETS[0], "phi2"))
+    found = []
     try:
-        selected = {preset: _select(preset) for preset in PRESETS}
-        with tempfile.TemporaryDirectory(dir=out) as folder:
-            found = [
-                _measure(preset, adapter, selected[preset], Path(folder), server, client, _ROUNDS)
-                for preset in PRESETS
-                for adapter in adapters
-            ]
+        for preset, adapter in settings:
+            with tempfile.TemporaryDirectory(dir=out) as folder:
+                measured = _measure(preset, adapter, Path(folder), server, client)
+            console.print(cost_table(measured))
+            found.append(measured)
     finally:
         torch.set_num_threads(threads)
-    for measured in found:
-        console.print(cost_table(measured))
     result = {
         "quick": quick,
         "step_seconds": STEP_SECONDS,
@@ -81,15 +81,12 @@ def _select(preset: str) -> Selected:
 def _measure(
     preset: str,
     adapter: str,
-    selected: Selected,
     folder: Path,
     server: ServerConfig,
     client: ClientConfig,
-    rounds: int,
 ) -> Measured:
     tensors = {"adapter": torch.full(ADAPTERS[adapter], 0.5)}
     payload, specs = encode_weights(tensors), tensor_specs(tensors)
-    step = DurableStep(folder / f"{preset}-{adapter}", selected, payload, specs)
     store = make_store(num_rows=2000, vocab_size=_VOCABULARY)
     info = RunInfo(
         name="bench",
@@ -101,10 +98,12 @@ def _measure(
         trainable=(),
         fingerprints=Fingerprints(store.fingerprint, "none", {"float32": "none"}),
     )
-    with serving(folder / f"served-{preset}-{adapter}", store, info, server, client) as calls:
+    with (
+        serving(folder / "served", store, info, server, client) as calls,
+        closing(DurableStep(folder / "journal", _select(preset), payload, specs)) as step,
+    ):
         operations = (*step.operations(), *_calls(calls))
-        seconds = [_round(operations) for _ in range(1 + rounds)][1:]  # the first warms up
-    step.close()
+        seconds = [_round(operations) for _ in range(1 + ROUNDS[adapter])][1:]  # the first warms up
     return Measured(
         preset,
         adapter,
@@ -112,17 +111,21 @@ def _measure(
         step.record_bytes,
         operations,
         tuple(map(median_interval, zip(*seconds, strict=True))),
-        {(side, waited): _total(operations, seconds, side, waited) for side in SIDES for waited in (True, False)},
+        {
+            (side, name): _total(operations, seconds, side, kinds)
+            for side in SIDES
+            for name, kinds in {**{kind: (kind,) for kind in KINDS}, "all": KINDS}.items()
+        },
     )
 
 
 def _calls(calls: Calls) -> list[Operation]:
     pings = 1 / _PING_SECONDS
     return [
-        Operation("server", f"reports of {_RANKS} ranks", False, _RANKS, calls.report),
-        Operation("server", f"keep-alive of {_RANKS} ranks, at most as dear", False, _RANKS * pings, calls.report),
-        Operation("trainer", "report", False, 1, calls.report),
-        Operation("trainer", "keep-alive, at most as dear", False, pings, calls.report),
+        Operation("server", f"reports of {_RANKS} ranks", "beside", _RANKS, calls.report),
+        Operation("server", f"keep-alive of {_RANKS} ranks, at most as dear", "beside", _RANKS * pings, calls.report),
+        Operation("trainer", "report", "beside", 1, calls.report),
+        Operation("trainer", "keep-alive, at most as dear", "beside", pings, calls.report),
     ]
 
 
@@ -136,9 +139,11 @@ def _round(operations: Sequence[Operation]) -> list[float]:
     return seconds
 
 
-def _total(operations: Sequence[Operation], rounds: Sequence[Sequence[float]], side: str, waited_for: bool) -> Interval:
+def _total(
+    operations: Sequence[Operation], rounds: Sequence[Sequence[float]], side: str, kinds: Sequence[str]
+) -> Interval:
     """The share of a step that a side spends; each round has its own total."""
-    counts = [each.per_step * (each.side == side and each.waited_for == waited_for) for each in operations]
+    counts = [each.per_step * (each.side == side and each.kind in kinds) for each in operations]
     return median_interval(
         [sum(n * s for n, s in zip(counts, seconds, strict=True)) / STEP_SECONDS for seconds in rounds]
     )

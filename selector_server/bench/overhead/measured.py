@@ -9,6 +9,7 @@ from selector_server.bench.paired import Interval
 
 STEP_SECONDS, LIMIT = 1.0, 0.02
 SIDES = ("server", "trainer")
+KINDS = ("selection", "weights", "beside")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Measured:
         journal_bytes: What a step adds to the journal.
         operations: What was timed.
         seconds: Of each operation, one.
-        totals: Shares of a step of one second, by side and whether a selection waits for it.
+        totals: Shares of a step of one second, by side and kind, and by side for all kinds together as `all`.
     """
 
     preset: str
@@ -31,4 +32,4 @@ class Measured:
     journal_bytes: int
     operations: tuple[Operation, ...]
     seconds: tuple[Interval, ...]
-    totals: dict[tuple[str, bool], Interval]
+    totals: dict[tuple[str, str], Interval]

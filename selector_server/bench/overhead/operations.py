@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from selector_server.arriving import Arriving
 from selector_server.engine import Selected
 from selector_server.journal import Journal
 from selector_server.journal.chain import chain_link
 from shared.convert import times_to_pb
 from shared.pb.v1 import journal_pb2, selector_pb2
 from shared.records import TensorSpec
-from shared.weights import content_hash, decode_weights
+from shared.weights import chunks, content_hash, decode_weights
 from shared.wire import decode_selection, encode_selection
 
 
@@ -24,14 +26,14 @@ class Operation:
     Attributes:
         side: `server`, or `trainer`, of whose ranks it is the busiest, rank 0.
         name: In words.
-        waited_for: Whether a selection waits for it on its way to the trainers; else another thread does it meanwhile.
+        kind: `selection`, whose way to the ranks it is in; `weights`, whose way to the scorer it is in; or `beside`.
         per_step: How often a step needs it.
         do: Does it once.
     """
 
     side: str
     name: str
-    waited_for: bool
+    kind: str
     per_step: float
     do: Callable[[], object]
 
@@ -43,7 +45,8 @@ class DurableStep:
         """Take what a step selected and what its trainer pushes; `folder` is the journal's."""
         assert selected.kept is not None
         self._journal = Journal(folder)
-        self._kept, self._payload, self._specs = selected.kept, payload, specs
+        self._kept, self._payload, self._specs = selected.kept, bytearray(payload), specs
+        self._loop = asyncio.new_event_loop()
         self._scores = selected.kept.to_bytes()
         self._sha256 = content_hash(payload)
         self._version = 0
@@ -67,21 +70,33 @@ class DurableStep:
     def operations(self) -> list[Operation]:
         """In the order in which a step does them."""
         return [
-            Operation("trainer", "weights: hash before sending", False, 1, lambda: content_hash(self._payload)),
-            Operation("server", "weights: hash on arrival", False, 1, lambda: content_hash(self._payload)),
-            Operation("server", "weights: names, shapes, dtypes, finite", False, 1, self._check),
-            Operation("server", "weights: written, synced, renamed", False, 1, self._write),
-            Operation("server", "weights: journalled, synced", False, 1, self._record_weights),
-            Operation("server", "weights before: removed", False, 1, self._remove),
-            Operation("server", "scores: to bytes", True, 1, self._kept.to_bytes),
-            Operation("server", "scores and selection: hashed", True, 1, self._hash),
-            Operation("server", "selection: journalled, synced", True, 1, self._record_selection),
-            Operation("trainer", "selection: every field checked", True, 1, self._decode),
+            Operation("trainer", "weights: hashed", "weights", 1, lambda: content_hash(self._payload)),
+            Operation("server", "weights: put together, hashed", "weights", 1, self._receive),
+            Operation("server", "weights: names, shapes, dtypes, finite", "weights", 1, self._check),
+            Operation("server", "weights: written, synced, renamed", "weights", 1, self._write),
+            Operation("server", "weights: journalled, synced", "weights", 1, self._record_weights),
+            Operation("server", "scores: to bytes", "selection", 1, self._kept.to_bytes),
+            Operation("server", "scores and selection: hashed", "selection", 1, self._hash),
+            Operation("server", "selection: journalled, synced", "selection", 1, self._record_selection),
+            Operation("server", "weights before: removed", "selection", 1, self._remove),
+            Operation("trainer", "selection: every field checked", "selection", 1, self._decode),
         ]
 
     def close(self) -> None:
         """Let go of the journal."""
         self._journal.close()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+    def _receive(self) -> object:
+        async def receive() -> bytearray:
+            arriving = Arriving(0, num_bytes=len(self._payload), sha256=self._sha256)
+            for chunk in chunks(self._payload):
+                arriving.add(chunk)
+                await asyncio.sleep(0)
+            return await arriving.whole()
+
+        return self._loop.run_until_complete(receive())
 
     def _check(self) -> object:
         return decode_weights(self._payload, self._specs)

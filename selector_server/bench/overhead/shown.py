@@ -9,10 +9,15 @@ from typing import Any
 
 from rich.table import Table
 
-from selector_server.bench.overhead.measured import LIMIT, SIDES, STEP_SECONDS, Measured
+from selector_server.bench.overhead.measured import KINDS, LIMIT, SIDES, STEP_SECONDS, Measured
 
-_WAITED = {True: "a selection waits", False: "meanwhile"}
-_COLORS = {True: "#D55E00", False: "#56B4E9"}
+_WHERE = {
+    "selection": "in a selection's way",
+    "weights": "in its weights' way",
+    "beside": "beside",
+    "all": "all of it",
+}
+_COLORS = {"selection": "#D55E00", "weights": "#E69F00", "beside": "#56B4E9"}
 
 
 def cost_table(measured: Measured) -> Table:
@@ -21,7 +26,7 @@ def cost_table(measured: Measured) -> Table:
         title=f"{measured.preset}, adapter of {measured.weights_bytes / 1e6:,.1f} MB, "
         f"{measured.journal_bytes / 1e3:,.1f} kB of journal a step"
     )
-    for column in ("side", "operation", "when"):
+    for column in ("side", "operation", "where"):
         table.add_column(column)
     for column in ("a step", "ms", "interval", f"% of {STEP_SECONDS:.0f} s"):
         table.add_column(column, justify="right")
@@ -29,16 +34,16 @@ def cost_table(measured: Measured) -> Table:
         table.add_row(
             operation.side,
             operation.name,
-            _WAITED[operation.waited_for],
+            _WHERE[operation.kind],
             f"{operation.per_step:.2g}",
             f"{1e3 * seconds.median:.3f}",
             f"{1e3 * seconds.low:.3f} to {1e3 * seconds.high:.3f}",
             f"{100 * operation.per_step * seconds.median / STEP_SECONDS:.3f}",
         )
     table.add_section()
-    for (side, waited_for), total in measured.totals.items():
-        verdict = f"{total.confidence:.0%} interval {100 * total.low:.2f} to {100 * total.high:.2f}"
-        table.add_row(side, "together", _WAITED[waited_for], "", "", verdict, f"{100 * total.median:.3f}")
+    for (side, kind), total in measured.totals.items():
+        interval = f"{total.confidence:.0%} interval {100 * total.low:.2f} to {100 * total.high:.2f}"
+        table.add_row(side, "together", _WHERE[kind], "", "", interval, f"{100 * total.median:.3f}")
     return table
 
 
@@ -53,24 +58,19 @@ def as_json(measured: Measured) -> dict[str, Any]:
             {
                 "side": operation.side,
                 "name": operation.name,
-                "selection_waits": operation.waited_for,
+                "kind": operation.kind,
                 "per_step": operation.per_step,
                 "seconds": asdict(seconds),
             }
             for operation, seconds in zip(measured.operations, measured.seconds, strict=True)
         ],
         "share_of_step": {
-            side: {("selection_waits" if waited else "meanwhile"): asdict(measured.totals[side, waited])
-                   for waited in (True, False)}
-            for side in SIDES
+            side: {kind: asdict(measured.totals[side, kind]) for kind in (*KINDS, "all")} for side in SIDES
         },
         "within_limit": {
-            "what_a_selection_waits_for": sum(measured.totals[side, True].high for side in SIDES) <= LIMIT,
-            "with_what_is_done_meanwhile": {
-                side: measured.totals[side, True].high + measured.totals[side, False].high <= LIMIT for side in SIDES
-            },
+            side: {kind: measured.totals[side, kind].high <= LIMIT for kind in (*KINDS, "all")} for side in SIDES
         },
-    }  # fmt: skip
+    }
 
 
 def draw(found: Sequence[Measured], path: Path) -> None:
@@ -83,9 +83,9 @@ def draw(found: Sequence[Measured], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     left = [0.0] * len(bars)
-    for waited_for, label in _WAITED.items():
-        widths = [100 * measured.totals[side, waited_for].median for measured, side in bars]
-        axes.barh(range(len(bars)), widths, left=left, color=_COLORS[waited_for], label=label, height=0.7)
+    for kind, color in _COLORS.items():
+        widths = [100 * measured.totals[side, kind].median for measured, side in bars]
+        axes.barh(range(len(bars)), widths, left=left, color=color, label=_WHERE[kind], height=0.7)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     for place, end in enumerate(left):
         axes.text(end, place, f" {end:.2f}", va="center")
@@ -97,5 +97,5 @@ def draw(found: Sequence[Measured], path: Path) -> None:
     axes.set_xlim(0, 2 * max(*left, 100 * LIMIT))
     axes.set_xlabel(f"% of a step of {STEP_SECONDS:.0f} s; the line is at {LIMIT:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, facecolor="white")
