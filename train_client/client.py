@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from shared.config import ClientConfig
 from shared.convert import run_to_pb
-from shared.errors import WireError
+from shared.errors import SubbatchError, WireError
 from shared.pb.v1 import selector_pb2 as pb
 from shared.records import RunInfo
 from shared.weights import content_hash
@@ -140,16 +140,21 @@ class SelectorClient:
         return self._stream.wait_for(step)
 
     def look(self, step: int, wait: Wait) -> Look:
-        """Wait a moment for a step's selection, or an error instead, and say how it stands.
+        """Wait a moment for a step's selection and say how it stands.
 
         Raises:
             UnavailableError: the server answers, but hasn't selected the step in time.
+            SubbatchError: none will come.
         """
         return self._stream.look(step, wait)
 
     def skip_to(self, step: int) -> None:
         """Selections of steps before this one aren't wanted any more."""
         self._stream.skip_to(step)
+
+    def fail_selections(self, error: SubbatchError) -> None:
+        """Let whoever waits for a selection hear of an error, after which none can come."""
+        self._stream.fail(error)
 
     # ---- progress
 

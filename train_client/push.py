@@ -28,7 +28,12 @@ class Pusher:
     """Uploads snapshots in order, in one background thread."""
 
     def __init__(
-        self, upload: Callable[[int, memoryview], None], *, run: str, max_under_way: int = MAX_UNDER_WAY
+        self,
+        upload: Callable[[int, memoryview], None],
+        *,
+        run: str,
+        max_under_way: int = MAX_UNDER_WAY,
+        on_failed: Callable[[SubbatchError], None] = lambda error: None,
     ) -> None:
         """Start the thread.
 
@@ -36,8 +41,10 @@ class Pusher:
             upload: Sends one version's payload and returns when it is durable.
             run: The run's name, for logs.
             max_under_way: Snapshots that aren't durable before the next push waits.
+            on_failed: Called, in the background, with what ended an upload, after which there are no more.
         """
         self._upload, self._run, self._max_under_way = upload, run, max_under_way
+        self._on_failed = on_failed
         self._changed = threading.Condition()
         self._under_way: list[tuple[int, Snapshot]] = []
         self._free: list[Snapshot] = []
@@ -137,6 +144,7 @@ class Pusher:
                 with self._changed:
                     self._error = error
                     self._changed.notify_all()
+                self._on_failed(error)
                 return
             with self._changed:
                 del self._under_way[0]

@@ -74,7 +74,10 @@ class ServerSource:
         self._samples = client.on_unavailable == "sample"
         # No step may wait for a server that is away: what its selection needs is under way, and one upload at hand.
         most = run.staleness // run.push_every + 3 if self._samples else MAX_UNDER_WAY
-        self._pusher = Pusher(self._client.push, run=run.name, max_under_way=most) if ranks.is_first else None
+        self._pusher = None
+        if ranks.is_first:
+            fail = self._client.fail_selections
+            self._pusher = Pusher(self._client.push, run=run.name, max_under_way=most, on_failed=fail)
         self._fallback = Fallback(store)
         self._loaded: dict[int, bytes] = {}
         self._next_log = 0.0

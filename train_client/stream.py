@@ -90,13 +90,16 @@ class SelectionStream:
             wait.is_away()
 
     def look(self, step: int, wait: Wait) -> Look:
-        """Wait a moment for a step's selection, or an error instead, and say how it stands.
+        """Wait a moment for a step's selection and say how it stands.
 
         Raises:
             UnavailableError: the server answers, but hasn't selected the step in time.
+            SubbatchError: none will come.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._is_settled(step), 0.0 if wait.was_away else _LOOK_EVERY_S)
+            if self._error and step >= max(self._next, self._first_wanted):
+                raise self._error
             if self._is_settled(step):
                 return "here"
         return "away" if wait.is_away() else "not yet"

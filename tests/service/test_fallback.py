@@ -16,10 +16,18 @@ from selector_server.journal import Journal
 from selector_server.journal.reader import JournalReader
 from selector_server.journal.survey import survey, survey_table
 from selector_server.replay.check import Replayer
+from selector_server.run import Run
 from selector_server.run_state import RunState
 from selector_server.status import status_table
 from shared.config import ClientConfig, Config
-from shared.errors import ConfigError, DataError, StaleIncarnationError, SubbatchError, UnavailableError
+from shared.errors import (
+    ConfigError,
+    DataError,
+    StaleIncarnationError,
+    SubbatchError,
+    UnavailableError,
+    WeightsError,
+)
 from shared.fallback import fallback_selection, rows_hash
 from shared.records import Selection
 from shared.weights import encode_weights
@@ -32,7 +40,7 @@ from train_client.client import SelectorClient
 from train_client.ranks import Ranks
 from train_client.reports import Reports
 
-TIMINGS = [(1, 1), (2, 1), (1, 3)]
+TIMINGS = [(2, 1), (1, 3)]
 
 
 @pytest.fixture
@@ -226,6 +234,26 @@ def test_a_server_that_is_slow_to_select_is_not_away(server: LiveServer, job: Jo
         held.set()
         waiting.join(30)
     assert fallbacks(trainer.selections) == []
+
+
+@pytest.mark.parametrize("on_unavailable", ["wait", "sample"])
+def test_weights_that_are_refused_end_the_wait_for_a_selection_that_needs_them(
+    server: LiveServer, job: Job, monkeypatch: pytest.MonkeyPatch, on_unavailable: str
+) -> None:
+    with ArithmeticTrainer(server, job, job.info(staleness=0), on_unavailable=on_unavailable) as trainer:
+        trainer.train(1)
+
+        is_known = Run.is_known
+
+        def refuse(self: Run, version: int, sha256: str) -> bool:
+            if version == 2:
+                raise WeightsError("version 2 is not wanted")
+            return is_known(self, version, sha256)
+
+        monkeypatch.setattr(Run, "is_known", refuse)
+        with pytest.raises(WeightsError, match="version 2 is not wanted"):
+            trainer.train(2)  # step 2 would be waited for, for ten minutes
+    assert sorted(trainer.selections) == [0, 1]
 
 
 @pytest.mark.parametrize("preset", ["colm", "matched"])
