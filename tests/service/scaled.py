@@ -1,4 +1,4 @@
-"""A real server of several scoring processes under torchrun or accelerate, and what they are by pid."""
+"""A real server of several scoring processes, started by torchrun, accelerate or a fork, and what they are by pid."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch.distributed import TCPStore
+
+from tests.forked import Forked
 from tests.support import ENVIRONMENT, PYTHON, Server
 
 _LAUNCHERS = {
@@ -30,19 +33,17 @@ class ScaledServer(Server):
         config: Path,
         *overrides: str,
         processes: int = 2,
-        script: Path | None = None,
         launcher: str = "torchrun",
     ) -> None:
         self._processes, self._launcher = processes, launcher
-        super().__init__(config, *overrides, script=script)
+        super().__init__(config, *overrides)
 
     def _start(self, overrides: Sequence[str]) -> None:
-        entry = [str(self._script)] if self._script else ["-m", "selector_server"]
         launcher = ["-m", *_LAUNCHERS[self._launcher], str(self._processes)]
         self.log = (self._config.parent / "server.log").open("ab")
         self._log_start = self.log.tell()
         self.process = subprocess.Popen(
-            [PYTHON, *launcher, *entry, "serve", "--config", str(self._config), *overrides],
+            [PYTHON, *launcher, "-m", "selector_server", "serve", "--config", str(self._config), *overrides],
             stdout=subprocess.PIPE,
             stderr=self.log,
             env=ENVIRONMENT,
@@ -87,3 +88,49 @@ class ScaledServer(Server):
         environment = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
         found = re.search(r"(?:^|\0)RANK=(\d+)", environment)
         return int(found.group(1)) if found else -1
+
+
+class ForkedScaledServer(ScaledServer):
+    """The same processes without a launcher and the imports that starting each takes, told what torchrun tells them."""
+
+    def __init__(self, config: Path, *, processes: int = 2, module: str = "selector_server") -> None:
+        self._module = module
+        super().__init__(config, processes=processes)
+
+    def _start(self, overrides: Sequence[str]) -> None:
+        self.log = (self._config.parent / "server.log").open("ab")
+        self._log_start = self.log.tell()
+        self._meeting = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        arguments, log = ["serve", "--config", str(self._config), *overrides], Path(self.log.name)
+        places = [self._environment_of(rank) for rank in range(self._processes)]
+        self.process = Forked.with_output(self._module, arguments, environment=places[0], stderr=log)
+        self._others = [
+            Forked(self._module, arguments, environment=place, stdout=log, stderr=log) for place in places[1:]
+        ]
+        assert self.process.stdout is not None
+        ready = self.process.stdout.readline()
+        assert ready.startswith("selector-server ready on "), f"no ready line, see {log}"
+        self.address = ready.split()[-1]
+
+    def _environment_of(self, rank: int) -> dict[str, str]:
+        return ENVIRONMENT | {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(self._processes),
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(self._meeting.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store above is everybody's
+        }
+
+    def pid(self, rank: int) -> int:
+        return [self.process, *self._others][rank].pid
+
+    def stop(self) -> int:
+        code = super().stop()
+        for other in self._others:
+            assert other.wait(timeout=60) == 0
+        return code
+
+    def kill(self) -> None:
+        for process in (self.process, *self._others):
+            process.kill()
+            process.wait()

@@ -6,18 +6,25 @@ import hashlib
 import json
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from selector_server import service
 from selector_server.bench import subscribers
 from selector_server.bench.subscribers import command
 from selector_server.bench.subscribers.measure import Measured, measure
 from selector_server.bench.subscribers.order import RUN, Order
 from selector_server.bench.workload import make_store
 from selector_server.engine import SelectionEngine
+from shared.pb.v1 import selector_pb2 as pb
+from shared.pb.v1 import selector_pb2_grpc
 from shared.wire import encode_selection
+from tests.service.harness import LiveServer
+from tests.service.test_pace import TIMEOUT, Ranks
+from tests.support import World
 
 
 def content(order: Order) -> str:
@@ -36,17 +43,37 @@ def growth(measured: Measured) -> int:
     return measured.server_peak_bytes - measured.server_start_bytes
 
 
-def test_sixty_four_ranks_receive_two_hundred_selections_each_complete_and_in_order() -> None:
-    order = Order(ranks=64, steps=200, lookahead=8, reports=True)
-    assert measure(order).content == content(order)
-
-
-def test_a_subscriber_that_reads_nothing_costs_bounded_memory_and_others_nothing_and_then_gets_all() -> None:
-    order = Order(ranks=16, steps=200, lookahead=200, reports=False, sub_batch=4096, idle=15)
+def test_64_ranks_receive_200_selections_each_in_order_and_those_that_do_not_read_cost_bounded_memory() -> None:
+    order = Order(ranks=64, steps=200, lookahead=8, reports=True, sub_batch=1024, idle=16)
     measured = measure(order)
     assert measured.content == content(order)
-    unread = 15 * 200 * 24 * 4096
-    assert growth(measured) < unread / 4
+    unread = 16 * 200 * 24 * 1024
+    assert growth(measured) < unread / 2
+
+
+def test_a_watcher_that_reads_nothing_is_sent_little_and_then_how_the_run_stands(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_SECONDS_BETWEEN_STATUSES", 0.0)  # nothing but the watcher's own pace holds them back
+    with LiveServer(world, tmp_path / "journal") as server:
+        ranks = Ranks(server, world, 1024)
+        ranks.open()
+        # A connection of its own, which takes in no more than HTTP/2's 64 KiB for a call that isn't read.
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+        with grpc.insecure_channel(server.address, options=options) as channel:
+            request = pb.WatchRunRequest(run="run")
+            idle = selector_pb2_grpc.SelectorServiceStub(channel).WatchRun(request, timeout=TIMEOUT)
+            idle.initial_metadata()  # which comes with the first status
+            reading = ranks.stub.WatchRun(request, timeout=TIMEOUT)
+            read = 0
+            for rank in range(200):
+                ranks.report(rank, 1)
+                read += next(status for status in reading if status.completed[rank]).ByteSize()
+            held = 0
+            while not (status := next(idle)).completed[199]:
+                held += status.ByteSize()
+        ranks.close()
+    assert held < 1 << 20 < read / 2
 
 
 def test_the_benchmark_prints_and_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,12 @@ from shared.records import RunInfo, Selection
 from shared.weights import encode_weights, tensor_specs
 from shared.wire import same_selection
 from tests.service.harness import Job, LiveServer
-from tests.service.scaled import ScaledServer
+from tests.service.scaled import ForkedScaledServer
 from tests.support import World, write_config
 from train_client.client import SelectorClient
 
 STEPS = 3
-FAILING_WORKER = Path(__file__).parent / "failing_worker.py"
+FAILING_WORKER = "tests.service.failing_worker"
 
 
 def connect(address: str, run: str) -> SelectorClient:
@@ -65,7 +65,7 @@ def test_two_processes_select_bit_for_bit_what_one_does_for_each_of_several_runs
     }
     with (
         LiveServer(world, tmp_path / "alone", max_runs=8) as alone,
-        ScaledServer(write_config(tmp_path, world), script=FAILING_WORKER) as scaled,
+        ForkedScaledServer(write_config(tmp_path, world), module=FAILING_WORKER) as scaled,
     ):
         job = Job(world, alone.fingerprints)
         # More micro-batches than processes, of different sizes.
@@ -96,7 +96,7 @@ def test_two_processes_select_bit_for_bit_what_one_does_for_each_of_several_runs
         table = status_table(ClientConfig(selector=scaled.address))
         column = next(column for column in table.columns if column.header == "scoring processes")
         assert set(column.cells) == {"2"}
-        scaled.stop()
+        assert scaled.stop() == 0
         assert "selector_server.server: stopped" in scaled.text()
         assert "has died" not in scaled.text()
 

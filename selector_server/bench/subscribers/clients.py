@@ -41,7 +41,7 @@ class Subscriber:
             pb.StreamSelectionsRequest(run=RUN, incarnation=1, rank=rank, from_step=0), wait_for_ready=True
         )
         self._hash = hashlib.sha256()
-        self._completed = 0
+        self._completed = self._reported = 0
         self._moved = asyncio.Event()
 
     async def subscribed(self) -> None:
@@ -70,18 +70,23 @@ class Subscriber:
         await self._channel.close()
         return self._hash.hexdigest()
 
+    async def hold_nobody_back(self) -> None:
+        """Report every step as trained, though nothing is read."""
+        await self._tell(self._order.steps)
+
     async def _report(self) -> None:
         """Tell the server the newest progress, as often as it has taken the one before."""
-        reported = 0
-        while reported < self._order.steps:
+        while self._reported < self._order.steps:
             await self._moved.wait()
             self._moved.clear()
-            if reported == self._completed:
-                continue
-            reported = self._completed
-            await self._stub.ReportProgress(
-                pb.ReportProgressRequest(run=RUN, incarnation=1, rank=self._rank, completed=reported)
-            )
+            if self._reported != self._completed:
+                await self._tell(self._completed)
+
+    async def _tell(self, completed: int) -> None:
+        self._reported = completed
+        await self._stub.ReportProgress(
+            pb.ReportProgressRequest(run=RUN, incarnation=1, rank=self._rank, completed=completed)
+        )
 
 
 async def receive(order: Order, address: str) -> tuple[list[str], npt.NDArray[np.int64]]:
@@ -93,6 +98,8 @@ async def receive(order: Order, address: str) -> tuple[list[str], npt.NDArray[np
     ranks = [Subscriber(order, address, rank, arrived[rank]) for rank in range(order.ranks)]
     idle, reading = ranks[: order.idle], ranks[order.idle :]
     await asyncio.gather(*(rank.subscribed() for rank in idle))
+    if order.reports:
+        await asyncio.gather(*(rank.hold_nobody_back() for rank in idle))
     hashes = await asyncio.gather(*(rank.run() for rank in reading))
     return [*await asyncio.gather(*(rank.run() for rank in idle)), *hashes], arrived
 

@@ -23,7 +23,8 @@ class Order:
         lookahead: How far the server works ahead of the slowest rank.
         reports: Whether the ranks report every step; without, `lookahead` must reach the end.
         sub_batch: Rows of a selection, half of its large batch; each takes 24 bytes on the wire.
-        idle: Of the ranks, how many open a stream and read nothing until all others have everything.
+        idle: Of the ranks, how many open a stream and read nothing until all others have everything; where there are
+            reports, they say that they have trained every step.
     """
 
     ranks: int
