@@ -141,7 +141,7 @@ class Run(RunState):
         self._commit(journal_pb2.JournalRecord(opened=opened))
         self.failure = self.held = None
         self.add_trained(trained)
-        self._drop_unneeded_weights()
+        self.drop_unneeded_weights()
         return self._missing(cursor, kept=cursor)
 
     def require_incarnation(self, incarnation: int) -> None:
@@ -163,7 +163,7 @@ class Run(RunState):
         """Note that the trainer is done; a later opening at a checkpoint continues the run."""
         if not self.closed:
             self._commit(journal_pb2.JournalRecord(closed=journal_pb2.Closed(incarnation=self.incarnation)))
-            self._drop_unneeded_weights()
+            self.drop_unneeded_weights()
 
     # ---- selections
 
@@ -199,6 +199,8 @@ class Run(RunState):
     def add_selection(self, message: selector_pb2.SelectionMessage, scores: bytes = b"") -> None:
         """Make the selection of the next step durable, chained to that before it; it never changes afterwards.
 
+        Weights that it was the last to need stay until `drop_unneeded_weights`: nobody shall wait for their removal.
+
         Args:
             message: The selection.
             scores: What it was picked from, where that is to be kept.
@@ -210,7 +212,6 @@ class Run(RunState):
         message.weights_sha256 = stored.sha256 if stored else ""
         message.chain = self._link(message)
         self._commit(journal_pb2.JournalRecord(selection=message), scores)
-        self._drop_unneeded_weights()
 
     def add_trained(self, messages: Sequence[selector_pb2.SelectionMessage]) -> None:
         """Make durable that steps were trained without a selection; known ones change nothing.
@@ -237,7 +238,7 @@ class Run(RunState):
             message.chain = self._link(message)
             trained = journal_pb2.Trained(incarnation=self.incarnation, selection=message)
             self._commit(journal_pb2.JournalRecord(trained=trained))
-        self._drop_unneeded_weights()
+        self.drop_unneeded_weights()
 
     # ---- weights
 
@@ -279,6 +280,13 @@ class Run(RunState):
             version=version, incarnation=self.incarnation, sha256=sha256, num_bytes=len(payload)
         )
         self._commit(journal_pb2.JournalRecord(weights=stored))
+
+    def drop_unneeded_weights(self) -> None:
+        """Remove the files of versions that no step needs any more, but the newest that the journal is to retain."""
+        needed = self._needed_weights()
+        past = sorted(version for version in self._weights if version not in needed)
+        retained = past[max(0, len(past) - self.journal.retain_weights) :]
+        self.journal.keep_weights(needed | {version: self._weights[version].sha256 for version in retained})
 
     # ---- ranks
 
@@ -364,12 +372,6 @@ class Run(RunState):
             return {}
         stored = range(oldest, max(self._weights, default=-1) + 1, self.info.timing.push_every)
         return {v: self._weights[v].sha256 for v in stored if v in self._weights}
-
-    def _drop_unneeded_weights(self) -> None:
-        needed = self._needed_weights()
-        past = sorted(version for version in self._weights if version not in needed)
-        retained = past[max(0, len(past) - self.journal.retain_weights) :]
-        self.journal.keep_weights(needed | {version: self._weights[version].sha256 for version in retained})
 
 
 def _require_no_history(info: RunInfo, trained: Collection[int]) -> None:

@@ -93,6 +93,8 @@ class Scheduler:
                 clock = time.perf_counter()
                 await asyncio.to_thread(run.add_selection, message, scores)
                 hosted.selected(message, journal_seconds=time.perf_counter() - clock)
+                hosted.published.fire()
+                await asyncio.to_thread(run.drop_unneeded_weights)
         except StorageFullError as error:
             self._hold(hosted, incarnation, error)
         except SubbatchError as error:

@@ -104,6 +104,7 @@ def select(run: Run) -> bool:
     run.add_selection(
         selector_pb2.SelectionMessage(step=step, weights_version=version, arrow=b"step %d from %s" % (step, seen))
     )
+    run.drop_unneeded_weights()
     return True
 
 

@@ -67,6 +67,7 @@ def _train(step: int) -> Callable[[Run, Path], None]:
             arrow = encode_selection(_picked(selected, version, run.weights(version) or b""))
             message = selector_pb2.SelectionMessage(step=selected, weights_version=version, arrow=arrow)
             run.add_selection(message, b"scores of step %d" % selected * 30)
+            run.drop_unneeded_weights()
         with delivered.open("a") as file:
             file.write(f"{step} {content_hash(run.selection(step).arrow)}\n")
         run.report_progress(0, step + 1)

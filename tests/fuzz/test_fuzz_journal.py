@@ -57,6 +57,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
                     step=at, weights_version=info.timing.weights_version(at), arrow=encode_selection(a_selection(8, 0))
                 )
                 run.add_selection(message, bytes(range(40)) * (at % 3))
+                run.drop_unneeded_weights()
             if step < 4:
                 _push(run, step + 1, cursor)
             for rank in (0, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -97,36 +98,62 @@ def test_weights_are_read_from_the_disk_only_where_another_server_had_received_t
         client.close()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:], r"damaged at byte 0 of \d+"),
-        (lambda data: data.replace(b"SBJ2", b"SBJ3"), r"is of format 3, this release reads format 2"),
-    ],
-    ids=["damaged", "newer"],
-)
-def test_a_journal_that_cannot_be_read_is_named_in_the_log_and_refused_and_the_others_go_on(
-    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil, reason: str
+def test_journals_that_cannot_be_read_are_named_in_the_log_and_refused_and_the_others_go_on(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    reasons = {
+        "damaged": r"damaged at byte 0 of \d+",
+        "newer": r"is of format 3, this release reads format 2",
+    }
     with LiveServer(world, tmp_path / "journal") as server:
         job = Job(world, server.fingerprints)
-        for name in ("good", "bad"):
+        for name in ("good", *reasons):
             train(server, job, name, stop=1).close()
         server.stop()
-        file = tmp_path / "journal" / "bad" / "journal.bin"
-        spoilt = spoil(file.read_bytes())
-        file.write_bytes(spoilt)
+        files = {name: tmp_path / "journal" / name / "journal.bin" for name in reasons}
+        data = files["damaged"].read_bytes()
+        files["damaged"].write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+        files["newer"].write_bytes(files["newer"].read_bytes().replace(b"SBJ2", b"SBJ3"))
+        spoilt = {name: file.read_bytes() for name, file in files.items()}
         server.start()
         assert server.host.names == ["good"]
-        assert "run bad can't be resumed" in caplog.text
-        bad, good = connect(server, "bad"), connect(server, "good")
-        with pytest.raises(JournalError, match=reason):
-            bad.open_run(job.info("bad", num_steps=STEPS), cursor=0, restart=True)
-        assert file.read_bytes() == spoilt, "what is left of it is nobody's to change"
+        for name, reason in reasons.items():
+            assert f"run {name} can't be resumed" in caplog.text
+            client = connect(server, name)
+            with pytest.raises(JournalError, match=reason):
+                client.open_run(job.info(name, num_steps=STEPS), cursor=0, restart=True)
+            client.close()
+            assert files[name].read_bytes() == spoilt[name], "what is left of it is nobody's to change"
+        good = connect(server, "good")
         incarnation, missing = good.open_run(job.info("good", num_steps=STEPS), cursor=1, restart=False)
         assert (incarnation, missing) == (2, [])
-        for client in (bad, good):
-            client.close()
+        good.close()
+
+
+def test_a_selection_does_not_wait_for_the_removal_of_weights_that_it_was_the_last_to_need(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_remove = threading.Event()
+    may_remove.set()
+    keep_weights = Journal.keep_weights
+
+    def slow(self: Journal, versions: dict[int, str]) -> None:
+        assert may_remove.wait(30)
+        keep_weights(self, versions)
+
+    monkeypatch.setattr(Journal, "keep_weights", slow)
+    with LiveServer(world, tmp_path / "journal") as server:
+        job = Job(world, server.fingerprints)
+        client = train(server, job, "run", stop=0)
+        for step in (0, 1):
+            assert client.selection(step).selection.weights_version == 0
+        client.push(1, encode_weights(job.weights(1)))
+        may_remove.clear()
+        client.report(1)
+        assert client.selection(2).selection.weights_version == 1
+        may_remove.set()
+        client.close_run()
+        client.close()
 
 
 @pytest.mark.parametrize(("keep_scores", "retain_weights", "versions"), [(True, 2, [2, 3]), (False, 0, [])])

@@ -78,8 +78,8 @@ class DurableStep:
             Operation("server", "scores: to bytes", "selection", 1, self._kept.to_bytes),
             Operation("server", "scores and selection: hashed", "selection", 1, self._hash),
             Operation("server", "selection: journalled, synced", "selection", 1, self._record_selection),
-            Operation("server", "weights before: removed", "selection", 1, self._remove),
             Operation("trainer", "selection: every field checked", "selection", 1, self._decode),
+            Operation("server", "weights before: removed", "beside", 1, self._remove),
         ]
 
     def close(self) -> None:
