@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +39,29 @@ def test_a_payload_arrives_as_it_was_sent_however_it_was_cut() -> None:
     assert arrived(payload, whole) == payload
     assert arrived(short, uneven) == short
     assert arrived(b"x", [1]) == b"x"
+
+
+def test_no_part_is_hashed_before_those_that_came_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    overtaken = threading.Event()
+
+    class SlowAtFirst:
+        def __init__(self) -> None:
+            self._digest, self._begun = hashlib.sha256(), 0
+            self.hexdigest = self._digest.hexdigest
+
+        def update(self, part: bytes) -> None:
+            self._begun += 1
+            if self._begun > 1:
+                overtaken.set()
+            else:
+                overtaken.wait(0.5)  # in vain where the next part isn't begun meanwhile
+                time.sleep(0.1 * overtaken.is_set())
+            self._digest.update(part)
+
+    payload = random.Random(0).randbytes(9 * CHUNK_BYTES)
+    sha256 = hashlib.sha256(payload).hexdigest()
+    monkeypatch.setattr("selector_server.arriving.hashlib", SimpleNamespace(sha256=SlowAtFirst))
+    assert arrived(payload, [CHUNK_BYTES] * 9, sha256=sha256) == payload
 
 
 @pytest.mark.parametrize(

@@ -74,28 +74,39 @@ def as_json(measured: Measured) -> dict[str, Any]:
 
 
 def draw(found: Sequence[Measured], path: Path) -> None:
-    """The sums, beside the limit."""
+    """The sums, beside the limit; adapters of one size share an axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    bars = [(measured, side) for measured in found for side in SIDES]
-    figure = Figure(figsize=(9, 1.6 + 0.42 * len(bars)), dpi=200, layout="constrained")
+    sizes = sorted({measured.weights_bytes for measured in found})
+    panels = [[(m, side) for m in found if m.weights_bytes == size for side in SIDES] for size in sizes]
+    num_bars = sum(map(len, panels))
+    figure = Figure(figsize=(9, 1.4 + 0.42 * num_bars + 0.7 * len(panels)), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    all_axes = figure.subplots(len(panels), squeeze=False, height_ratios=[len(bars) for bars in panels])[:, 0]
+    for axes, bars in zip(all_axes, panels, strict=True):
+        _draw_panel(axes, bars)
+    all_axes[-1].set_xlabel(
+        f"% of a step of {STEP_SECONDS:.0f} s, medians, numbers those of the sums; the line is at {LIMIT:.0%}"
+    )
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, facecolor="white")
+
+
+def _draw_panel(axes: Any, bars: Sequence[tuple[Measured, str]]) -> None:
+    axes.axvline(100 * LIMIT, color="black", linewidth=1, zorder=0)
     left = [0.0] * len(bars)
     for kind, color in _COLORS.items():
         widths = [100 * measured.totals[side, kind].median for measured, side in bars]
         axes.barh(range(len(bars)), widths, left=left, color=color, label=_WHERE[kind], height=0.7)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    for place, end in enumerate(left):
-        axes.text(end, place, f" {end:.2f}", va="center")
-    axes.axvline(100 * LIMIT, color="black", linewidth=1)
-    names = [f"{measured.preset}, {measured.weights_bytes / 1e6:,.0f} MB, {side}" for measured, side in bars]
-    axes.set_yticks(range(len(bars)), names)
+    for place, ((measured, side), end) in enumerate(zip(bars, left, strict=True)):
+        text = f"{100 * measured.totals[side, 'all'].median:.2f}"
+        axes.annotate(
+            text, (end, place), xytext=(6, 0), textcoords="offset points", va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+    axes.set_yticks(range(len(bars)), [f"{m.preset}, {m.weights_bytes / 1e6:,.0f} MB, {side}" for m, side in bars])
     axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(0, 2 * max(*left, 100 * LIMIT))
-    axes.set_xlabel(f"% of a step of {STEP_SECONDS:.0f} s; the line is at {LIMIT:.0%}")
+    axes.set_xlim(0, 1.15 * max(*left, 100 * LIMIT))
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, facecolor="white")
