@@ -137,8 +137,8 @@ class ClientConfig(Branch):
     connect_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     wait_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     call_timeout_s: Annotated[float, Field(gt=0)] = 30.0
-    # When the server is away: `wait` for it, for wait_timeout_s; `fail` at once; or `sample`: go on, on the first rows of
-    # each step's own draw, until it is back. A server is away that has answered nothing for away_after_s; one that
+    # When the server is away: `wait` for it, for wait_timeout_s; `fail` at once; or `sample`: go on, on the first rows
+    # of each step's own draw, until it is back. A server is away that has answered nothing for away_after_s; one that
     # scores isn't.
     on_unavailable: Literal["wait", "fail", "sample"] = "wait"
     away_after_s: Annotated[float, Field(gt=0)] = 10.0
