@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,20 +34,19 @@ def connect(address: str, run: str) -> SelectorClient:
 
 def selections(address: str, info: RunInfo, weights: Callable[[int], dict[str, torch.Tensor]]) -> list[Selection]:
     """What a trainer of `info` is given that pushes `weights(version)`."""
-    client = connect(address, info.name)
-    incarnation, missing = client.open_run(info, cursor=0, restart=False)
-    for version in missing:
-        client.push(version, encode_weights(weights(version)))
-    client.attach(incarnation, from_step=0, num_steps=STEPS)
-    found = []
-    for step in range(STEPS):
-        found.append(client.selection(step).selection)
-        if info.timing.steps_using(step + 1):
-            client.push(step + 1, encode_weights(weights(step + 1)))
-        client.report(step + 1)
-    client.close_run()
-    client.close()
-    return found
+    with contextlib.closing(connect(address, info.name)) as client:
+        incarnation, missing = client.open_run(info, cursor=0, restart=False)
+        for version in missing:
+            client.push(version, encode_weights(weights(version)))
+        client.attach(incarnation, from_step=0, num_steps=STEPS)
+        found = []
+        for step in range(STEPS):
+            found.append(client.selection(step).selection)
+            if info.timing.steps_using(step + 1):
+                client.push(step + 1, encode_weights(weights(step + 1)))
+            client.report(step + 1)
+        client.close_run()
+        return found
 
 
 def assert_same(found: list[Selection], expected: list[Selection]) -> None:
