@@ -76,12 +76,12 @@ class GuardedService(selector_pb2_grpc.SelectorServiceServicer):
             return
         header = request.header
         self._require_mine(header.run)
-        with self._traffic.push(header.run), self._traffic.arriving() as arriving:
+        with self._traffic.push(header.run), self._traffic.held() as held:
             yield request
             num_bytes = max(header.num_bytes, 0)
             async with aclosing(steady(requests, self._limits, num_bytes=num_bytes)) as others:
                 async for request in others:
-                    arriving.add(len(request.chunk))
+                    held.add(len(request.chunk))
                     yield request
 
     @unary

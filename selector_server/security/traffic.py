@@ -78,13 +78,13 @@ class Traffic:
                 del counts[run]
 
     @contextmanager
-    def arriving(self) -> Iterator[Arriving]:
+    def held(self) -> Iterator[HeldBytes]:
         """Account for the bytes of one push until it is done with."""
-        arriving = Arriving(self)
+        held = HeldBytes(self)
         try:
-            yield arriving
+            yield held
         finally:
-            self._push_bytes -= arriving.num_bytes
+            self._push_bytes -= held.num_bytes
 
     def take(self, num_bytes: int) -> None:
         """Account for bytes that have arrived.
@@ -100,7 +100,7 @@ class Traffic:
         self._push_bytes += num_bytes
 
 
-class Arriving:
+class HeldBytes:
     """The bytes of one push so far."""
 
     def __init__(self, traffic: Traffic) -> None:
