@@ -125,8 +125,9 @@ def _value(field: Any) -> st.SearchStrategy[Any]:
         return st.booleans()
     if field.cpp_type in (field.CPPTYPE_DOUBLE, field.CPPTYPE_FLOAT):
         return st.floats()
+    is_unsigned = field.cpp_type in (field.CPPTYPE_UINT32, field.CPPTYPE_UINT64)
     bits = 31 if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32) else 63
-    return _NUMBERS.filter(lambda value: -(2**bits) <= value < 2**bits)
+    return _NUMBERS.filter(lambda value: (0 if is_unsigned else -(2**bits)) <= value < 2**bits)
 
 
 def test_records_made_to_harm_under_right_checksums_are_refused_or_a_run(folder: Path) -> None:
