@@ -8,9 +8,12 @@
             optimizer.step()
             optimizer.zero_grad()
 
+Or for Hugging Face's Trainer and TRL's SFTTrainer: `class SubbatchTrainer(SubbatchMixin, Trainer): ...`.
+
 It imports `shared` and never `selector_server`; `inline` finds the selector by its entry point.
 """
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +26,14 @@ if Path(str(shared.__file__)).parent != (_ours := Path(__file__).parents[1] / "s
 
 if TYPE_CHECKING:
     from train_client.plugin import StepReport, SubbatchPlugin
+    from train_client.trainer import SubbatchMixin
 
-__all__ = ["StepReport", "SubbatchPlugin"]
+__all__ = ["StepReport", "SubbatchMixin", "SubbatchPlugin"]
+_PLACES = {"StepReport": "plugin", "SubbatchMixin": "trainer", "SubbatchPlugin": "plugin"}
 
 
 def __getattr__(name: str) -> Any:
     # Torch takes seconds to import; command lines that only print help shouldn't.
-    if name in __all__:
-        from train_client import plugin
-
-        return getattr(plugin, name)
+    if name in _PLACES:
+        return getattr(import_module(f"train_client.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'train_client' has no attribute {name!r}")

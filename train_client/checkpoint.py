@@ -32,7 +32,8 @@ def save_checkpoint(accelerator: Any, output: Path, step: int) -> Path:
     return final
 
 
-def latest_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint in `output`, or None."""
-    found = [(int(m.group(1)), p) for p in output.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))]
+def latest_checkpoint(output: Path, *, holding: str = "") -> Path | None:
+    """The newest whole checkpoint in `output`, or None; `holding` names a file that makes a folder whole."""
+    folders = [path for path in output.glob("checkpoint-*") if (path / holding).exists()]
+    found = [(int(m.group(1)), path) for path in folders if (m := _NAME.fullmatch(path.name))]
     return max(found)[1] if found else None

@@ -8,6 +8,7 @@ and the optimizer must step after the last one of a step and not before.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +43,8 @@ class LoopGuard:
         if not accelerator._optimizers:
             raise LoopError("no optimizer is prepared: call accelerator.prepare(model, optimizer) before the loop")
         self._optimizers = list(accelerator._optimizers)
+        # A learning rate scheduler that was made before may have wrapped a step itself.
+        self._unwrapped = [(o, name, vars(o).get(name)) for o, name in self._places()]
         self._backward = accelerator.backward
         accelerator.backward = self._checked_backward
         # With several optimizers the step is attempted when the last of them has stepped.
@@ -50,8 +53,13 @@ class LoopGuard:
 
     def remove(self) -> None:
         """Take the wrappers off again, when the loop is over."""
-        for wrapped, name in ((self._accelerator, "backward"), *((o, "step") for o in self._optimizers)):
+        for wrapped, name, before in self._unwrapped:
             vars(wrapped).pop(name, None)
+            if before is not None:
+                setattr(wrapped, name, before)
+
+    def _places(self) -> list[tuple[Any, str]]:
+        return [(self._accelerator, "backward"), *((optimizer, "step") for optimizer in self._optimizers)]
 
     def begin(self, batch: SubBatch) -> None:
         """A micro-batch is handed to the loop."""
@@ -108,6 +116,7 @@ class LoopGuard:
             )
 
     def _checked_step(self, step: Callable[..., Any], *, is_final: bool) -> Callable[..., Any]:
+        @wraps(step)
         def checked(*args: Any, **kwargs: Any) -> Any:
             batch = self._batch
             if batch is None:

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import DistributedType
@@ -89,7 +89,13 @@ class SubbatchPlugin:
     """Iterate over it for this rank's micro-batches; take the loss from it. One plugin is one run."""
 
     def __init__(
-        self, accelerator: Any, model: Any, config: Config | Path | str, *, tokenizer: Any | None = None
+        self,
+        accelerator: Any,
+        model: Any,
+        config: Config | Path | str,
+        *,
+        tokenizer: Any | None = None,
+        divided_by: Literal["accelerate", "loss"] = "accelerate",
     ) -> None:
         """Check the parts against each other and register for checkpoints; nothing is sent before the first batch.
 
@@ -98,6 +104,8 @@ class SubbatchPlugin:
             model: The causal language model that is trained, bare or prepared, with or without a LoRA adapter.
             config: The tree, or the path of its TOML file.
             tokenizer: Where given, it must be the one the store was prepared with.
+            divided_by: What divides a micro-batch's loss by their number in a step: `accelerator.backward`, or `loss`
+                itself, for loops that accumulate by themselves and leave Accelerate at one micro-batch a step.
 
         Raises:
             ConfigError: no store, or a way of distributing that isn't supported.
@@ -131,6 +139,7 @@ class SubbatchPlugin:
             device=accelerator.device,
         )
         self._guard: LoopGuard | None = None
+        self._divided_by = divided_by
         self._cursor = 0
         self._step: Step | None = None
         self._losses: list[Tensor] = []
@@ -168,6 +177,11 @@ class SubbatchPlugin:
         return self._info.timing.num_steps
 
     @property
+    def micro_batches_per_step(self) -> int:
+        """How many micro-batches every rank runs in a step."""
+        return self._loader.micro_batches_per_step(self._info.selection.sub_batch_size)
+
+    @property
     def info(self) -> RunInfo:
         """What decides what is selected; only rank 0's has the fingerprint of the base model."""
         return self._info
@@ -177,6 +191,18 @@ class SubbatchPlugin:
 
         Raises:
             SubbatchError: the run can't be opened or continued, or the loop isn't correct.
+        """
+        with closing(self.steps()) as steps:
+            for micro_batches in steps:
+                for batch in micro_batches:
+                    self.begin(batch)
+                    yield batch
+
+    def steps(self) -> Generator[list[SubBatch], None, None]:
+        """The same, all micro-batches of a step at a time, for loops that want them so; they call `begin` for each.
+
+        Raises:
+            SubbatchError: as of iterating.
         """
         run = self._config.run
         if self._cursor >= self.num_steps:
@@ -188,34 +214,44 @@ class SubbatchPlugin:
             )
         self._ranks.agree_on_cursor(run.name, self._cursor)
         self._guard = LoopGuard(self._accelerator, before_step=self._optimizer_begins, attempted=self._attempted)
-        size = self._info.selection.sub_batch_size
-        self._accelerator.gradient_accumulation_steps = self._loader.micro_batches_per_step(size)
+        self._accelerator.gradient_accumulation_steps = (
+            self.micro_batches_per_step if self._divided_by == "accelerate" else 1
+        )
         self._source.open(self._info, cursor=self._cursor, restart=run.restart)
         self._loader.start(self._cursor, self.num_steps)
         try:
             while self._cursor < self.num_steps:
-                yield from self._one_step(self._guard)
+                yield self._next_step()
+                self._guard.end()
             self._source.finish()
         finally:
             self._guard.remove()
             self._loader.close()
 
-    def _one_step(self, guard: LoopGuard) -> Iterator[SubBatch]:
+    def _next_step(self) -> list[SubBatch]:
         self._step = self._loader.step(self._cursor)
         self._losses = []
         # Accelerate counts micro-batches for itself; a checkpoint of another number of ranks would set it off by some.
         self._accelerator.step = 0
         self._clock = {"train": time.perf_counter()}
-        for batch in self._step.micro_batches:
-            guard.begin(batch)
-            yield batch
-        guard.end()
+        return self._step.micro_batches
+
+    def begin(self, batch: SubBatch) -> None:
+        """A micro-batch of `steps` is at hand: its loss and its backward come next.
+
+        Raises:
+            LoopError: the one before hasn't had its backward.
+        """
+        if self._guard is None:
+            raise LoopError("a micro-batch is begun before the loop: iterate over the plugin")
+        self._guard.begin(batch)
 
     def loss(self, model: Any, batch: SubBatch) -> Tensor:
         """Run the model on a micro-batch and give the loss that `accelerator.backward` expects.
 
         A row's loss is the mean over its answer tokens, whatever its batch-mates; rows are weighted as the selection
-        says. The mean over a step's micro-batches and ranks is Σ w_i L_i / b.
+        says. The mean over a step's micro-batches and ranks is Σ w_i L_i / b; where `divided_by` is `loss`, that over
+        ranks of the sum over micro-batches.
 
         Args:
             model: As prepared.
@@ -244,6 +280,8 @@ class SubbatchPlugin:
         self._guard.require_current(batch)
         loss = (row_losses(logits, batch.row_labels) * batch.scale).sum()
         self._losses.append(loss.detach())
+        if self._divided_by == "loss":
+            loss = loss / self.micro_batches_per_step
         return self._guard.made_loss(loss)
 
     # ---- checkpoints, called by accelerator.save_state and load_state

@@ -1,0 +1,72 @@
+"""A LoRA fine-tuning loop on Accelerate that trains sub-batches; five lines of it are the product's.
+
+    accelerate launch deploy/examples/accelerate_loop.py --config run.toml --model microsoft/phi-2 --output out/phi2
+
+It saves every `--save-every` steps, and goes on from such a checkpoint with `--resume out/phi2/checkpoint-500`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
+
+from train_client import SubbatchPlugin
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", type=Path, required=True, help="the run's TOML file, which the selector reads, too")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--lora-rank", type=int, default=128)
+    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--cpu", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train the run to its end."""
+    args = arguments()
+    accelerator = Accelerator(cpu=args.cpu, step_scheduler_with_optimizer=False)
+    set_seed(0)
+    lora = LoraConfig(r=args.lora_rank, lora_alpha=4 * args.lora_rank, target_modules=["q_proj", "k_proj", "v_proj"])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(args.model), lora).train()
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=args.learning_rate)
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    subbatch = SubbatchPlugin(accelerator, model, config=args.config)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, 0, subbatch.num_steps)
+    accelerator.register_for_checkpointing(scheduler)
+    if args.resume:
+        accelerator.load_state(str(args.resume))
+
+    for batch in subbatch:
+        with accelerator.accumulate(model):
+            loss = subbatch.loss(model, batch)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        if batch.is_last:
+            scheduler.step()
+            if subbatch.cursor % args.save_every == 0:
+                accelerator.save_state(str(args.output / f"checkpoint-{subbatch.cursor}"))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_pretrained(args.output)
+    model, optimizer = accelerator.free_memory(model, optimizer)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
