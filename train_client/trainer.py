@@ -67,8 +67,6 @@ class SubbatchMixin(Trainer):  # type: ignore[misc]
             divided_by="loss",
         )
         adopt_run(self.args, num_steps=self.subbatch.num_steps, micro_batches=self.subbatch.micro_batches_per_step)
-        # A loss that knows the number of items of its whole step is one that the Trainer doesn't divide any more.
-        self.model_accepts_loss_kwargs = True
         self._batches = SubBatches(self.subbatch)
         self._figures = Figures()
         self.add_callback(_StepEnd(self.subbatch, self._figures))
@@ -116,6 +114,14 @@ class SubbatchMixin(Trainer):  # type: ignore[misc]
     def _prepare_inputs(self, inputs: Any) -> Any:
         # They are on their device already, and the mapping carries what the loss needs.
         return inputs if isinstance(inputs, SubBatch) else super()._prepare_inputs(inputs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own, which doesn't divide a loss that knows the number of items in its whole step."""
+        models_own, self.model_accepts_loss_kwargs = self.model_accepts_loss_kwargs, True
+        try:
+            return super().training_step(*args, **kwargs)
+        finally:
+            self.model_accepts_loss_kwargs = models_own
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The plugin's loss of a micro-batch; of anything else, such as a batch of an evaluation, the Trainer's own."""

@@ -2,7 +2,7 @@
 
     accelerate launch deploy/examples/accelerate_loop.py --config run.toml --model microsoft/phi-2 --output out/phi2
 
-It saves every `--save-every` steps, and goes on from such a checkpoint with `--resume out/phi2/checkpoint-500`.
+It saves every `--save-every` steps, and with `--resume` goes on from the newest checkpoint, if there is any.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from train_client import SubbatchPlugin
+from train_client.checkpoint import latest_checkpoint, save_checkpoint
 
 
 def arguments() -> argparse.Namespace:
@@ -28,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--lora-rank", type=int, default=128)
     parser.add_argument("--save-every", type=int, default=500)
-    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--cpu", action="store_true")
     return parser.parse_args()
 
@@ -40,14 +41,15 @@ def main() -> None:
     set_seed(0)
     lora = LoraConfig(r=args.lora_rank, lora_alpha=4 * args.lora_rank, target_modules=["q_proj", "k_proj", "v_proj"])
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(args.model), lora).train()
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=args.learning_rate)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.0)
     model, optimizer = accelerator.prepare(model, optimizer)
 
     subbatch = SubbatchPlugin(accelerator, model, config=args.config)
     scheduler = get_cosine_schedule_with_warmup(optimizer, 0, subbatch.num_steps)
     accelerator.register_for_checkpointing(scheduler)
-    if args.resume:
-        accelerator.load_state(str(args.resume))
+    if args.resume and (checkpoint := latest_checkpoint(args.output)):
+        accelerator.load_state(str(checkpoint))
 
     for batch in subbatch:
         with accelerator.accumulate(model):
@@ -60,7 +62,7 @@ def main() -> None:
         if batch.is_last:
             scheduler.step()
             if subbatch.cursor % args.save_every == 0:
-                accelerator.save_state(str(args.output / f"checkpoint-{subbatch.cursor}"))
+                save_checkpoint(accelerator, args.output, subbatch.cursor)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(args.output)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from train_client import SubbatchMixin
@@ -34,6 +34,7 @@ class ScriptArguments:
 def main() -> None:
     """Train the run to its end."""
     script, args = HfArgumentParser((ScriptArguments, SFTConfig)).parse_args_into_dataclasses()
+    set_seed(args.seed)
     rank = script.lora_rank
     trainer = SubbatchSFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(script.model_path),
