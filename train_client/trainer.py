@@ -37,6 +37,8 @@ class SubbatchMixin(Trainer):  # type: ignore[misc]
         subbatch: The plugin; `subbatch.last_step` says what the step before was, for callbacks.
     """
 
+    model_accepts_loss_kwargs: bool
+
     def __init__(self, *args: Any, subbatch: Config | Path | str, **kwargs: Any) -> None:
         """Build the Trainer as usual, then the run.
 

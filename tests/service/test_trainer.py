@@ -292,6 +292,9 @@ def test_a_checkpoint_that_does_not_hold_the_run_is_refused(world: World, tmp_pa
     save_state(checkpoint, load_state(checkpoint) | {"cursor": 1})
     with pytest.raises(CursorError, match="the Trainer stands at step 2, the run at 1"):
         a_trainer(config).train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / STATE_FILE).write_text('{"cursor": 2')
+    with pytest.raises(CursorError, match=f"{STATE_FILE} can't be read"):
+        a_trainer(config).train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / STATE_FILE).unlink()
     with pytest.raises(CursorError, match=f"has no {STATE_FILE}"):
         a_trainer(config).train(resume_from_checkpoint=str(checkpoint))
