@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -20,6 +22,8 @@ from transformers.utils.logging import disable_progress_bar
 from shared.adapter_settings import read_adapter_settings
 from shared.config import LoraSettings, ModelConfig
 from shared.errors import ConfigError, ModelError
+
+Whole: TypeAlias = Callable[[Tensor], AbstractContextManager[Tensor]]
 
 _HASH_CHUNK_ELEMENTS = 1 << 22
 _LOCAL_SETTINGS = (
@@ -112,8 +116,8 @@ def adapter_to_json(model: Any) -> str:
     return json.dumps({k: v for k, v in settings.items() if v is not None}, sort_keys=True, default=str)
 
 
-def trainable_tensors(model: Any) -> dict[str, Tensor]:
-    """Every trained tensor by its canonical name, aliasing the model's own storage, sorted by name.
+def trainable_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """Every trained parameter by its canonical name, sorted by name; those of a sharded model as they are.
 
     The names don't depend on what the adapter is called or on wrappers around the model.
 
@@ -123,17 +127,28 @@ def trainable_tensors(model: Any) -> dict[str, Tensor]:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ModelError("the model has no trainable parameter: add an adapter or call requires_grad_()")
+    named = trained
     if isinstance(model, PeftModel):
-        named = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
-        covered, expected = sum(t.numel() for t in named.values()), sum(p.numel() for p in trained.values())
-        if covered != expected:
+        # Given the parameters themselves PEFT names them without the whole model's state, and without their shapes,
+        # which a shard doesn't have.
+        every = dict(model.named_parameters(remove_duplicate=False))
+        adapter = model.active_adapter
+        named = get_peft_model_state_dict(model, state_dict=every, adapter_name=adapter, save_embedding_layers=False)
+        if len(named) != len(trained) or {*map(id, named.values())} != {*map(id, trained.values())}:
             raise ModelError(
-                f"the adapter's state holds {covered} values but {expected} are trained: train only what the PEFT "
-                "config names, such as modules_to_save"
+                f"the adapter's state holds {len(named)} tensors but {len(trained)} are trained, or others: train only "
+                "what the PEFT config names, such as modules_to_save"
             )
-    else:
-        named = trained
-    return {name: named[name].detach() for name in sorted(named)}
+    return {name: named[name] for name in sorted(named)}
+
+
+def trainable_tensors(model: Any) -> dict[str, Tensor]:
+    """Every trained tensor by its canonical name, aliasing the model's own storage, sorted by name.
+
+    Raises:
+        ModelError: as `trainable_parameters`.
+    """
+    return {name: parameter.detach() for name, parameter in trainable_parameters(model).items()}
 
 
 def base_parameters(model: Any) -> dict[str, nn.Parameter]:
@@ -148,22 +163,26 @@ def base_parameters(model: Any) -> dict[str, nn.Parameter]:
     }
 
 
-def base_fingerprint(model: Any) -> dict[str, str]:
+def base_fingerprint(model: Any, whole: Whole = nullcontext) -> dict[str, str]:
     """SHA-256 of the base parameters by dtype: as they are, and cast to bfloat16.
 
     Both sides compare the widest dtype that both have: two float32 loads must agree to the last bit, a float32 trainer
     and a bfloat16 server after the cast that `from_pretrained` made.
+
+    Args:
+        model: With an adapter or without.
+        whole: Gives a parameter's whole value while it is entered, where the model is sharded; each is entered once,
+            sorted by name.
     """
     parameters = base_parameters(model)
     own = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
-    return {dtype: _digest(parameters, getattr(torch, dtype)) for dtype in dict.fromkeys([own, "bfloat16"])}
-
-
-def _digest(parameters: dict[str, nn.Parameter], dtype: torch.dtype) -> str:
-    digest = hashlib.sha256()
+    digests = {dtype: hashlib.sha256() for dtype in dict.fromkeys([own, "bfloat16"])}
     for name in sorted(parameters):
-        parameter = parameters[name].detach()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        for chunk in parameter.reshape(-1).split(_HASH_CHUNK_ELEMENTS):
-            digest.update(chunk.to(device="cpu", dtype=dtype).contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        with whole(parameters[name]) as parameter:
+            tensor = parameter.detach()
+            for dtype, digest in digests.items():
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
+                for chunk in tensor.reshape(-1).split(_HASH_CHUNK_ELEMENTS):
+                    cast = chunk.to(device="cpu", dtype=getattr(torch, dtype)).contiguous()
+                    digest.update(cast.view(torch.uint8).numpy())
+    return {dtype: digest.hexdigest() for dtype, digest in digests.items()}
