@@ -9,6 +9,9 @@
             optimizer.zero_grad()
 
 `accelerator.save_state` and `load_state` carry the cursor; on loading, iteration goes on at the step that follows.
+
+Under DeepSpeed make the plugin before `accelerator.prepare`, which learns from it how large and how many a step's
+micro-batches are, since no loader is prepared.
 """
 
 from __future__ import annotations
@@ -17,31 +20,31 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
 
 from shared.config import Config, load_config
 from shared.dataset import Store
 from shared.errors import ConfigError, CursorError, FingerprintError, LoopError
-from shared.model import adapter_to_json, base_fingerprint, trainable_tensors
+from shared.model import adapter_to_json, base_fingerprint, base_parameters
 from shared.records import Fingerprints, PhaseTimes, RunInfo, Selection
 from shared.rowloss import row_losses
 from shared.tokenizer import tokenizer_fingerprint
 from shared.weights import tensor_specs
-from train_client.guard import LoopGuard
+from train_client.guard import Guard
+from train_client.hosts import AccelerateHost, EngineHost, Host
 from train_client.inline import InlineSource
 from train_client.loader import Step, SubBatch, SubBatchLoader
-from train_client.ranks import Ranks
 from train_client.replay import ReplaySource
 from train_client.source import SelectionSource, ServerSource
+from train_client.trained import TrainedTensors
+from train_client.whole import is_sharded, one_whole
 
 _STATE_FORMAT = 1
-_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class SubbatchPlugin:
         """Check the parts against each other and register for checkpoints; nothing is sent before the first batch.
 
         Args:
-            accelerator: Accelerate's, one process per rank.
+            accelerator: Accelerate's, one process per rank: DDP, DeepSpeed with ZeRO 1 to 3, or FSDP2.
             model: The causal language model that is trained, bare or prepared, with or without a LoRA adapter.
             config: The tree, or the path of its TOML file.
             tokenizer: Where given, it must be the one the store was prepared with.
@@ -113,17 +116,40 @@ class SubbatchPlugin:
             FingerprintError: another tokenizer than the store's.
             ModelError: nothing is trained, or an adapter that isn't LoRA.
         """
+        self._set_up(AccelerateHost(accelerator, divided_by=divided_by), model, config, tokenizer)
+        accelerator.register_for_checkpointing(self)
+
+    @classmethod
+    def for_engine(cls, engine: Any, config: Config | Path | str, *, tokenizer: Any | None = None) -> SubbatchPlugin:
+        """The same on a DeepSpeed engine without Accelerate, whose loop calls `engine.backward` and `engine.step`.
+
+        Its checkpoints carry the cursor where they are given it, and give it back; what random generators, dropout's
+        for one, are at is nothing that DeepSpeed saves:
+
+            engine.save_checkpoint(folder, client_state={"subbatch": subbatch.state_dict()})
+            _, client_state = engine.load_checkpoint(folder)
+            subbatch.load_state_dict(client_state["subbatch"])
+
+        Args:
+            engine: What `deepspeed.initialize` gave for a causal language model, with or without a LoRA adapter.
+            config: As for Accelerate.
+            tokenizer: As for Accelerate.
+
+        Raises:
+            SubbatchError: as for Accelerate.
+        """
+        plugin = cls.__new__(cls)
+        plugin._set_up(EngineHost(engine), engine, config, tokenizer)
+        return plugin
+
+    def _set_up(self, host: Host, model: Any, config: Config | Path | str, tokenizer: Any | None) -> None:
         self._config = config if isinstance(config, Config) else load_config(Path(config))
-        if accelerator.distributed_type not in _SUPPORTED:
-            raise ConfigError(
-                f"distributed type {accelerator.distributed_type.value} isn't supported: use one process, or DDP"
-            )
         if self._config.data.store is None:
             raise ConfigError("data.store is not set: give the folder that `selector-server prepare` wrote")
-        self._accelerator = accelerator
-        self._ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self._host, self._ranks = host, host.ranks
         self._store = Store.open(self._config.data.store)
-        self._model = accelerator.unwrap_model(model, keep_torch_compile=False)
+        self._model = host.bare(model)
+        self._trained = TrainedTensors(self._model)
         if tokenizer is not None and tokenizer_fingerprint(tokenizer) != self._store.manifest.tokenizer.fingerprint:
             raise FingerprintError(
                 f"the trainer's tokenizer is {tokenizer_fingerprint(tokenizer)}, store {self._config.data.store} was "
@@ -136,17 +162,16 @@ class SubbatchPlugin:
             self._store,
             self._ranks,
             micro_batch_size=self._config.train.micro_batch_size,
-            device=accelerator.device,
+            device=host.device,
         )
-        self._guard: LoopGuard | None = None
-        self._divided_by = divided_by
+        self._accumulate()
+        self._guard: Guard | None = None
         self._cursor = 0
         self._step: Step | None = None
         self._losses: list[Tensor] = []
         self._loss = math.nan
         self._clock: dict[str, float] = {}
         self.last_step: StepReport | None = None
-        accelerator.register_for_checkpointing(self)
 
     @property
     def cursor(self) -> int:
@@ -213,10 +238,14 @@ class SubbatchPlugin:
                 f"{self.num_steps}: one loop trains all steps; to go on later, resume from a checkpoint"
             )
         self._ranks.agree_on_cursor(run.name, self._cursor)
-        self._guard = LoopGuard(self._accelerator, before_step=self._optimizer_begins, attempted=self._attempted)
-        self._accelerator.gradient_accumulation_steps = (
-            self.micro_batches_per_step if self._divided_by == "accelerate" else 1
-        )
+        self._accumulate()
+        self._guard = self._host.guard(before_step=self._optimizer_begins, attempted=self._attempted)
+        # DeepSpeed may have cast what is trained, since the plugin was made.
+        self._info = replace(self._info, trainable=tensor_specs(self._trained.now()))
+        if self._config.client.selector == "inline" and is_sharded(self._model.parameters()):
+            raise ConfigError(
+                'client.selector = "inline" scores with the model of one rank, which holds only a shard: use a server'
+            )
         self._source.open(self._info, cursor=self._cursor, restart=run.restart)
         self._loader.start(self._cursor, self.num_steps)
         try:
@@ -231,8 +260,7 @@ class SubbatchPlugin:
     def _next_step(self) -> list[SubBatch]:
         self._step = self._loader.step(self._cursor)
         self._losses = []
-        # Accelerate counts micro-batches for itself; a checkpoint of another number of ranks would set it off by some.
-        self._accelerator.step = 0
+        self._host.begin_step()
         self._clock = {"train": time.perf_counter()}
         return self._step.micro_batches
 
@@ -260,11 +288,10 @@ class SubbatchPlugin:
         Returns:
             A scalar, float32.
         """
-        bare = self._accelerator.unwrap_model(model, keep_torch_compile=False)
-        if bare is not self._model or (self._ranks.world_size > 1 and model is bare):
+        if self._host.bare(model) is not self._model or not self._host.is_prepared(model):
             raise LoopError(
-                f"step {batch.step}: the loss is asked of another model than accelerator.prepare gave, so its "
-                "gradients would not be averaged over the ranks: pass the prepared model"
+                f"step {batch.step}: the loss is asked of another model than accelerator.prepare or "
+                "deepspeed.initialize gave, so its gradients would not be averaged over the ranks: pass that one"
             )
         return self.loss_from_logits(model(**batch, use_cache=False).logits, batch)
 
@@ -280,7 +307,7 @@ class SubbatchPlugin:
         self._guard.require_current(batch)
         loss = (row_losses(logits, batch.row_labels) * batch.scale).sum()
         self._losses.append(loss.detach())
-        if self._divided_by == "loss":
+        if not self._host.divides_loss:
             loss = loss / self.micro_batches_per_step
         return self._guard.made_loss(loss)
 
@@ -353,13 +380,16 @@ class SubbatchPlugin:
 
     # ---- construction
 
+    def _accumulate(self) -> None:
+        count = self._loader.micro_batches_per_step(self._config.selection.sub_batch_size)
+        self._host.accumulate(count, micro_batch_size=self._config.train.micro_batch_size)
+
     def _describe_run(self) -> RunInfo:
         run, selection = self._config.run, self._config.selection
         fingerprints = Fingerprints(
             dataset=self._store.fingerprint,
             tokenizer=self._store.manifest.tokenizer.fingerprint,
-            # Only rank 0 opens runs; the others spare themselves the hashing.
-            base_model=base_fingerprint(self._model) if self._ranks.is_first else {},
+            base_model=self._base_fingerprint(),
         )
         return RunInfo(
             name=run.name,
@@ -368,9 +398,15 @@ class SubbatchPlugin:
             world_size=self._ranks.world_size,
             selection=selection,
             adapter_json=adapter_to_json(self._model),
-            trainable=tensor_specs(trainable_tensors(self._model)),
+            trainable=tensor_specs(self._trained.now()),
             fingerprints=fingerprints,
         )
+
+    def _base_fingerprint(self) -> dict[str, str]:
+        """Only rank 0 opens runs; the others spare themselves the hashing, unless they hold shards."""
+        takes_part = self._ranks.is_first or is_sharded(base_parameters(self._model).values())
+        fingerprint = base_fingerprint(self._model, one_whole) if takes_part else {}
+        return fingerprint if self._ranks.is_first else {}
 
     def _make_source(self) -> SelectionSource:
         client = self._config.client

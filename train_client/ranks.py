@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from accelerate.utils import broadcast_object_list, gather_object
+import torch.distributed
 
 from shared.errors import CursorError, SubbatchError
 
@@ -38,7 +38,7 @@ class Ranks:
             except SubbatchError as error:
                 outcome = [error]
         if self.world_size > 1:
-            broadcast_object_list(outcome, from_process=0)
+            torch.distributed.broadcast_object_list(outcome, src=0)
         (result,) = outcome
         if isinstance(result, SubbatchError):
             raise result
@@ -54,9 +54,8 @@ class Ranks:
             outcome: T | SubbatchError = action()
         except SubbatchError as error:
             outcome = error
-        outcomes = gather_object([outcome]) if self.world_size > 1 else [outcome]
         results: list[T] = []
-        for each in outcomes:
+        for each in self._all(outcome):
             if isinstance(each, SubbatchError):
                 raise each
             results.append(each)
@@ -68,8 +67,16 @@ class Ranks:
         Raises:
             CursorError: on every rank, with all cursors.
         """
-        cursors = gather_object([cursor]) if self.world_size > 1 else [cursor]
+        cursors = self._all(cursor)
         if len(set(cursors)) > 1:
             raise CursorError(
                 f"run {run!r}: the ranks stand at different steps {cursors}: resume all of them from one checkpoint"
             )
+
+    def _all(self, mine: T) -> list[T]:
+        """What each rank has, by rank."""
+        if self.world_size == 1:
+            return [mine]
+        every: list[T] = [mine] * self.world_size
+        torch.distributed.all_gather_object(every, mine)
+        return every

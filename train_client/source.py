@@ -224,5 +224,7 @@ class ServerSource:
             self._pusher.join()
 
     def _push(self, version: int) -> None:
+        # What is sharded is gathered on every rank, at the same step, and uploaded by the first alone.
+        tensors = self._trained.now() if self._pusher or self._trained.is_sharded else {}
         if self._pusher:
-            self._pusher.push(version, self._trained.now())
+            self._pusher.push(version, tensors)

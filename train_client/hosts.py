@@ -1,0 +1,176 @@
+"""What a training loop runs on, Accelerate or a DeepSpeed engine of its own, and what the plugin asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+
+from shared.errors import ConfigError
+from train_client.engine_guard import EngineGuard
+from train_client.guard import Guard, LoopGuard
+from train_client.ranks import Ranks
+
+_UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+class Host(Protocol):
+    """The part of a framework that is about steps and their micro-batches.
+
+    Attributes:
+        ranks: This process and the others.
+        device: Where this rank's micro-batches belong.
+        divides_loss: Whether it divides a micro-batch's loss by their number in a step.
+    """
+
+    ranks: Ranks
+    device: torch.device
+    divides_loss: bool
+
+    def bare(self, model: Any) -> Any:
+        """The model without what the framework has wrapped around it."""
+
+    def is_prepared(self, model: Any) -> bool:
+        """Whether a backward pass through this model reaches every rank's gradients."""
+
+    def accumulate(self, micro_batches: int, *, micro_batch_size: int) -> None:
+        """Make a step of so many micro-batches, of so many rows at most."""
+
+    def begin_step(self) -> None:
+        """The next micro-batch is a step's first."""
+
+    def guard(self, *, before_step: Callable[[], None], attempted: Callable[[], None]) -> Guard:
+        """Watch the loop; see `Guard`.
+
+        Raises:
+            SubbatchError: what shall be watched isn't there yet, or can't be.
+        """
+
+
+class AccelerateHost:
+    """Accelerate: one process, DDP, DeepSpeed or FSDP2."""
+
+    def __init__(self, accelerator: Any, *, divided_by: Literal["accelerate", "loss"] = "accelerate") -> None:
+        """Look at how the model is, or will be, distributed.
+
+        Args:
+            accelerator: Accelerate's.
+            divided_by: See `SubbatchPlugin`.
+
+        Raises:
+            ConfigError: in a way that isn't supported.
+        """
+        kind = accelerator.distributed_type
+        self._is_deepspeed, self._is_fsdp2 = kind == DistributedType.DEEPSPEED, bool(accelerator.is_fsdp2)
+        if kind not in _UNSHARDED and not self._is_deepspeed and not self._is_fsdp2:
+            raise ConfigError(
+                f"distributed type {kind.value} isn't supported: use one process, DDP, DeepSpeed, or FSDP with "
+                "fsdp_version = 2"
+            )
+        parallelism = accelerator.parallelism_config
+        if parallelism and parallelism.non_data_parallel_size > 1:
+            raise ConfigError(
+                f"Accelerate's parallelism_config lets {parallelism.non_data_parallel_size} ranks work on the same rows: "
+                "tensor, context and sequence parallelism aren't supported, set their sizes to 1"
+            )
+        self._accelerator = accelerator
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self.device = accelerator.device
+        self.divides_loss = divided_by == "accelerate"
+
+    def bare(self, model: Any) -> Any:
+        """See `Host`."""
+        return self._accelerator.unwrap_model(model, keep_torch_compile=False)
+
+    def is_prepared(self, model: Any) -> bool:
+        """See `Host`."""
+        if self._is_deepspeed:
+            return self._engine is not None and model is self._engine
+        bare = self.bare(model)
+        return isinstance(bare, FSDPModule) if self._is_fsdp2 else self.ranks.world_size == 1 or model is not bare
+
+    def accumulate(self, micro_batches: int, *, micro_batch_size: int) -> None:
+        """See `Host`; DeepSpeed asks for both before `prepare`, which has no loader to learn them from."""
+        self._accelerator.gradient_accumulation_steps = micro_batches if self.divides_loss else 1
+        if not self._is_deepspeed:
+            return
+        if self._engine is not None:
+            accumulate_on(self._engine, micro_batches)
+            return
+        self._accelerator.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            "gradient_accumulation_steps": micro_batches,
+            "train_batch_size": micro_batch_size * micro_batches * self.ranks.world_size,
+        }
+
+    def begin_step(self) -> None:
+        """See `Host`."""
+        # Accelerate counts micro-batches for itself; a checkpoint of another number of ranks would set it off by some.
+        self._accelerator.step = 0
+
+    def guard(self, *, before_step: Callable[[], None], attempted: Callable[[], None]) -> Guard:
+        """See `Host`."""
+        if not self._is_deepspeed:
+            return LoopGuard(self._accelerator, before_step=before_step, attempted=attempted)
+        if self._engine is None:
+            raise ConfigError("no model is prepared: call accelerator.prepare(model, optimizer) before the loop")
+        return EngineGuard(self._engine, before_step=before_step, attempted=attempted)
+
+    @property
+    def _engine(self) -> Any:
+        wrapped = self._accelerator.deepspeed_engine_wrapped
+        return wrapped.engine if wrapped else None
+
+
+class EngineHost:
+    """A DeepSpeed engine, as `deepspeed.initialize` gives it."""
+
+    def __init__(self, engine: Any) -> None:
+        """Take the engine's place among the ranks."""
+        self._engine = engine
+        self.ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        self.device = torch.device(engine.device)
+        self.divides_loss = True
+
+    def bare(self, model: Any) -> Any:
+        """See `Host`."""
+        return model.module if model is self._engine else model
+
+    def is_prepared(self, model: Any) -> bool:
+        """See `Host`."""
+        return model is self._engine
+
+    def accumulate(self, micro_batches: int, *, micro_batch_size: int) -> None:
+        """See `Host`."""
+        accumulate_on(self._engine, micro_batches)
+
+    def begin_step(self) -> None:
+        """The guard sets the engine's boundary for each micro-batch."""
+
+    def guard(self, *, before_step: Callable[[], None], attempted: Callable[[], None]) -> Guard:
+        """See `Host`."""
+        return EngineGuard(self._engine, before_step=before_step, attempted=attempted)
+
+
+def accumulate_on(engine: Any, micro_batches: int) -> None:
+    """Tell a DeepSpeed engine how many micro-batches it divides a step's loss by.
+
+    Raises:
+        ConfigError: an engine whose ranks don't all have rows of their own, or that doesn't count micro-batches.
+    """
+    world_size = torch.distributed.get_world_size()
+    if engine.dp_world_size != world_size or engine.pipeline_parallelism:
+        raise ConfigError(
+            f"DeepSpeed divides rows among {engine.dp_world_size} of {world_size} ranks: tensor, sequence and pipeline "
+            "parallelism aren't supported, use ZeRO alone"
+        )
+    config = engine.config
+    if config.get("managed_gradient_accumulation", True) is False:
+        raise ConfigError("DeepSpeed's managed_gradient_accumulation is false: leave it out of its configuration")
+    engine.set_train_batch_size(engine.train_micro_batch_size_per_gpu() * micro_batches * world_size)
+    # With an offloaded optimizer ZeRO-1 and 2 look here whether gradients are accumulated.
+    if hasattr(engine.optimizer, "gradient_accumulation_steps"):
+        engine.optimizer.gradient_accumulation_steps = micro_batches
