@@ -142,7 +142,9 @@ class Server:
 class Trainer:
     """A real training job, under torchrun where it has several ranks, in a process group of its own."""
 
-    def __init__(self, config: Path, *overrides: str, ranks: int = 1, script: Path | None = None) -> None:
+    def __init__(
+        self, config: Path, *overrides: str, ranks: int = 1, script: Path | None = None, **environment: str
+    ) -> None:
         entry = [str(script)] if script else ["-m", "train_client"]
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
         self.log_path = config.parent / "train.log"
@@ -150,14 +152,15 @@ class Trainer:
         if ranks == 1 and script is None:
             arguments = ["train", "--config", config, *overrides]
             log_path = self.log_path
-            self.process = Forked("train_client", arguments, environment=ENVIRONMENT, stdout=log_path, stderr=log_path)
+            environment = ENVIRONMENT | environment
+            self.process = Forked("train_client", arguments, environment=environment, stdout=log_path, stderr=log_path)
             return
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [PYTHON, *launcher, *entry, "train", "--config", str(config), *overrides],
                 stdout=log,
                 stderr=log,
-                env=ENVIRONMENT,
+                env=ENVIRONMENT | environment,
                 start_new_session=True,
             )
 

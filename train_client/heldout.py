@@ -13,6 +13,7 @@ import torch
 from shared.dataset import Store
 from shared.partition import by_token_budget
 from shared.rowloss import collate, row_losses
+from train_client.whole import is_sharded
 
 _TOKENS_PER_FORWARD = 8192
 
@@ -63,10 +64,16 @@ def heldout_loss(accelerator: Any, model: Any, store: Store, training: Store) ->
     total = torch.zeros(len(store.source_names), 2, dtype=torch.float64, device=accelerator.device)
     bare = accelerator.unwrap_model(model)
     with evaluating(bare), torch.no_grad():
-        for group in by_token_budget(lengths, budget=_TOKENS_PER_FORWARD)[rank::world_size]:
+        groups = by_token_budget(lengths, budget=_TOKENS_PER_FORWARD)
+        # A forward of a sharded model is a collective, so all ranks run as many, some of them for nothing.
+        turns = -(-len(groups) // world_size) * world_size if is_sharded(bare.parameters()) else len(groups)
+        for turn in range(rank, turns, world_size):
+            group = groups[turn % len(groups)]
             rows = collate(store.rows(group), device=accelerator.device)
             logits = bare(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits
             losses = row_losses(logits, rows["labels"]).double()
+            if turn >= len(groups):
+                break
             at = torch.from_numpy(sources[group].astype(np.int64)).to(accelerator.device)
             total[:, 0].index_add_(0, at, losses)
             total[:, 1].index_add_(0, at, torch.ones_like(losses))

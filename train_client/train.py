@@ -9,19 +9,21 @@ rest is what any loop has.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, set_seed
+from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from shared.config import Config, TrainConfig
 from shared.dataset import Store
 from shared.errors import ConfigError, FingerprintError
-from shared.model import load_base_model, new_adapter, trainable_tensors
+from shared.model import load_base_model, new_adapter
 from shared.records import RunInfo
 from shared.tokenizer import load_tokenizer
 from shared.weights import content_hash, encode_weights
@@ -30,6 +32,8 @@ from train_client.gradient_check import GradientCheck
 from train_client.heldout import heldout_loss
 from train_client.plugin import SubbatchPlugin
 from train_client.progress import Progress
+from train_client.trained import TrainedTensors
+from train_client.whole import save_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +55,11 @@ def train(config: Config) -> None:
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     model = make_model(config, accelerator.device)
     optimizer, scheduler = make_optimizer(config, model)
-    model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
     subbatch = SubbatchPlugin(accelerator, model, config, tokenizer=tokenizer)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        scheduler.optimizer = optimizer  # which need not be the one that was made: an offloaded one isn't
     assert config.data.store is not None
     store = Store.open(config.data.store)
     heldout = Store.open(config.data.heldout_store) if config.data.heldout_store else None
@@ -71,7 +77,9 @@ def train(config: Config) -> None:
 
     first, count = subbatch.cursor, subbatch.num_steps
     is_new = accelerator.is_main_process and first == 0
-    facts = run_facts(subbatch.info, accelerator.unwrap_model(model)) if is_new else {}
+    tensors = TrainedTensors(accelerator.unwrap_model(model)).now() if first == 0 else {}
+    facts = run_facts(subbatch.info, tensors) if is_new else {}
+    del tensors
     with Progress(accelerator, settings.output, first_step=first, num_steps=count, facts=facts) as progress:
         if heldout and first == 0 and settings.eval_every:
             with progress.memory.left_out():
@@ -100,8 +108,8 @@ def train(config: Config) -> None:
                     save_checkpoint(accelerator, settings.output, done)
         progress.ended()
     accelerator.wait_for_everyone()
+    save_pretrained(accelerator.unwrap_model(model), settings.output / "model", is_first=accelerator.is_main_process)
     if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(settings.output / "model")
         logger.info("run %s: trained to step %d, model in %s", config.run.name, subbatch.cursor, settings.output)
     # A DDP model that is freed after its gloo process group can wait for ever for a thread that waits for it.
     model, optimizer = accelerator.free_memory(model, optimizer)
@@ -140,6 +148,8 @@ def make_accelerator(config: Config) -> Any:
     settings = config.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if settings.device == "cpu":
+        PartialState(cpu=True)  # or DeepSpeed's plugin would settle on another device first
     try:
         accelerator = Accelerator(
             cpu=settings.device == "cpu",
@@ -150,6 +160,14 @@ def make_accelerator(config: Config) -> Any:
         )
     except (ValueError, ImportError) as error:
         raise ConfigError(f"Accelerate refuses the [train] settings: {error}") from None
+    kind = accelerator.distributed_type
+    if settings.gradient_check_every and kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        raise ConfigError(
+            f"train.gradient_check_every is {settings.gradient_check_every}, under {kind.value} gradients can't be "
+            "checked: set it to 0"
+        )
+    if kind == DistributedType.DEEPSPEED:  # which clips by its own configuration only
+        accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = settings.max_grad_norm or 0.0
     if settings.trackers:
         accelerator.init_trackers("subbatch", config=_flat(settings))
     return accelerator
@@ -182,10 +200,9 @@ def make_optimizer(config: Config, model: Any) -> tuple[torch.optim.Optimizer, A
     return optimizer, get_cosine_schedule_with_warmup(optimizer, warmup, num_steps)
 
 
-def run_facts(info: RunInfo, model: Any) -> dict[str, Any]:
+def run_facts(info: RunInfo, trained: Mapping[str, Tensor]) -> dict[str, Any]:
     """What two runs must share to be compared step by step: the weights they start from, data, tokenizer and model."""
-    tensors = {name: tensor.cpu() for name, tensor in trainable_tensors(model).items()}
-    encoded = encode_weights(tensors)
+    encoded = encode_weights(trained)
     return {
         "initial_weights": content_hash(encoded),
         "weights_bytes": len(encoded),
