@@ -39,7 +39,7 @@ def _deepspeed(kind: str) -> None:
         pytest.param("zero2", 3, 2, 0.0, marks=pytest.mark.long),
         pytest.param("zero2-offload", 2, 3, 0.5, marks=pytest.mark.long),
         pytest.param("zero3-offload", 2, 5, 0.5, marks=pytest.mark.long),
-        pytest.param("native-zero1", 2, 5, 0.5, marks=pytest.mark.long),
+        pytest.param("native-zero2-offload", 2, 3, 0.5, marks=pytest.mark.long),
         pytest.param("native-zero3", 3, 2, 0.0, marks=pytest.mark.long),
         pytest.param("fsdp2", 2, 3, 0.0, marks=pytest.mark.long),
         pytest.param("fsdp2", 3, 2, 0.5, marks=pytest.mark.long),
