@@ -73,7 +73,7 @@ class AccelerateHost:
         parallelism = accelerator.parallelism_config
         if parallelism and parallelism.non_data_parallel_size > 1:
             raise ConfigError(
-                f"Accelerate's parallelism_config lets {parallelism.non_data_parallel_size} ranks work on the same rows: "
+                f"Accelerate's parallelism_config lets {parallelism.non_data_parallel_size} ranks share their rows: "
                 "tensor, context and sequence parallelism aren't supported, set their sizes to 1"
             )
         self._accelerator = accelerator
@@ -167,10 +167,7 @@ def accumulate_on(engine: Any, micro_batches: int) -> None:
             f"DeepSpeed divides rows among {engine.dp_world_size} of {world_size} ranks: tensor, sequence and pipeline "
             "parallelism aren't supported, use ZeRO alone"
         )
-    config = engine.config
-    if config.get("managed_gradient_accumulation", True) is False:
+    is_managed = getattr(engine, "managed_gradient_accumulation", None)  # which older releases always do
+    if is_managed and not is_managed():
         raise ConfigError("DeepSpeed's managed_gradient_accumulation is false: leave it out of its configuration")
     engine.set_train_batch_size(engine.train_micro_batch_size_per_gpu() * micro_batches * world_size)
-    # With an offloaded optimizer ZeRO-1 and 2 look here whether gradients are accumulated.
-    if hasattr(engine.optimizer, "gradient_accumulation_steps"):
-        engine.optimizer.gradient_accumulation_steps = micro_batches
