@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shared.cli import add_config_argument, make_console, read_config, run_command
 from shared.errors import ConfigError
+from shared.metric_list import add_metrics_arguments, print_metrics
 
 
 def main() -> None:
@@ -44,6 +45,9 @@ def main() -> None:
     replay.add_argument("--json", action="store_true", help="print JSON, with every step")
     add_config_argument(replay)
 
+    metrics = commands.add_parser("metrics", help="list every metric of a server, by name")
+    add_metrics_arguments(metrics)
+
     certs = commands.add_parser("certs", help="make a development CA and certificates for mutual TLS")
     certs.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write the files to")
     certs.add_argument(
@@ -60,7 +64,7 @@ def main() -> None:
     )
 
     arguments, rest = parser.parse_known_args()
-    for name, command in (("prepare", prepare), ("certs", certs)):
+    for name, command in (("prepare", prepare), ("certs", certs), ("metrics", metrics)):
         if arguments.command == name and rest:
             command.error(f"unknown arguments: {' '.join(rest)}")
     sys.exit(run_command(lambda: _COMMANDS[arguments.command](arguments, rest)))
@@ -114,6 +118,12 @@ def _replay(arguments: argparse.Namespace, rest: list[str]) -> None:
     )
 
 
+def _metrics(arguments: argparse.Namespace, _rest: list[str]) -> None:
+    from selector_server.metrics import METRICS
+
+    print_metrics(METRICS, make_console(), as_json=arguments.json)
+
+
 def _certs(arguments: argparse.Namespace, _rest: list[str]) -> None:
     from datetime import datetime, timezone
 
@@ -146,6 +156,7 @@ _COMMANDS = {
     "status": _status,
     "journal": _journal,
     "replay": _replay,
+    "metrics": _metrics,
     "certs": _certs,
     "bench": _bench,
 }

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from shared.cli import add_config_argument, read_config, run_command
+from shared.cli import add_config_argument, make_console, read_config, run_command
+from shared.metric_list import add_metrics_arguments, print_metrics
 from train_client.bench.arguments import add_arguments as add_bench_arguments
 from train_client.evaluate.arguments import add_arguments as add_evaluate_arguments
 from train_client.experiment.arguments import add_arguments as add_experiment_arguments
@@ -43,8 +44,11 @@ def main() -> None:
     report.add_argument("folder", type=Path, metavar="DIR", help="the experiment's --out folder")
     report.add_argument("--out", type=Path, metavar="FILE", help="the page (default DIR/report.html)")
 
+    metrics = commands.add_parser("metrics", help="list every metric of a training job, by name")
+    add_metrics_arguments(metrics)
+
     arguments, rest = parser.parse_known_args()
-    for name, command in (("report", report), ("demo", demo), ("plan", plan)):
+    for name, command in (("report", report), ("demo", demo), ("plan", plan), ("metrics", metrics)):
         if arguments.command == name and rest:
             command.error(f"unknown arguments: {' '.join(rest)}")
     if arguments.command == "demo" and arguments.steps < _FEWEST_STEPS:
@@ -95,6 +99,12 @@ def _report(arguments: argparse.Namespace, _rest: list[str]) -> None:
     run_report(arguments.folder, arguments.out)
 
 
+def _metrics(arguments: argparse.Namespace, _rest: list[str]) -> None:
+    from train_client.metrics import METRICS
+
+    print_metrics(METRICS, make_console(), as_json=arguments.json)
+
+
 _COMMANDS = {
     "train": _train,
     "demo": _demo,
@@ -103,6 +113,7 @@ _COMMANDS = {
     "bench": _bench,
     "plan": _plan,
     "report": _report,
+    "metrics": _metrics,
 }
 
 if __name__ == "__main__":
