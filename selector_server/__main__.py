@@ -31,6 +31,9 @@ def main() -> None:
     status = commands.add_parser("status", help="show what a running server is doing")
     add_config_argument(status)
 
+    health = commands.add_parser("health", help="exit with 0 if the server of this configuration serves")
+    add_config_argument(health)
+
     journal = commands.add_parser("journal", help="list, verify or export the runs in a journal folder")
     journal.add_argument("action", choices=["list", "verify", "export"])
     journal.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
@@ -97,6 +100,12 @@ def _status(arguments: argparse.Namespace, rest: list[str]) -> None:
     make_console().print(status_table(read_config(arguments, rest).client))
 
 
+def _health(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from selector_server.probes import require_serving
+
+    print(f"{require_serving(read_config(arguments, rest))} serves")
+
+
 def _journal(arguments: argparse.Namespace, rest: list[str]) -> None:
     from selector_server.journal.command import run_journal
 
@@ -154,6 +163,7 @@ _COMMANDS = {
     "prepare": _prepare,
     "serve": _serve,
     "status": _status,
+    "health": _health,
     "journal": _journal,
     "replay": _replay,
     "metrics": _metrics,

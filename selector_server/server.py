@@ -21,6 +21,7 @@ from selector_server.engine import require_vocabulary
 from selector_server.host import Host
 from selector_server.journal import Journal
 from selector_server.listening import listen
+from selector_server.probes import probe_server
 from selector_server.run_engine import build_engine
 from selector_server.scale_out.engine import TeamEngines, require_same_everywhere
 from selector_server.scale_out.team import Team
@@ -85,8 +86,10 @@ async def serve(
             ),
         )
         add_service(server, host, config.server)
-        await _add_standard_services(server)
+        probes = probe_server(config.server, await _add_standard_services(server))
         await server.start()
+        if probes:
+            await probes.start()
         logger.info(
             "serving %d rows of %d sources on %s, with %d scoring processes",
             len(store), len(store.source_rows), address, team.size if team else 1,
@@ -99,6 +102,8 @@ async def serve(
             await host.stop()
             await scheduler
             await server.stop(_DRAIN_SECONDS)
+            if probes:
+                await probes.stop(0)
             host.close()
         if team:
             team.close()
@@ -137,13 +142,15 @@ def _sole_owner(folder: Path) -> Iterator[None]:
         yield
 
 
-async def _add_standard_services(server: grpc.aio.Server) -> None:
+async def _add_standard_services(server: grpc.aio.Server) -> Any:
+    """Health and reflection; gives the health servicer."""
     servicer = health.aio.HealthServicer()
     await servicer.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
     await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
+    return servicer
 
 
 async def _until_stopped(scheduler: asyncio.Task[Any]) -> None:

@@ -122,6 +122,9 @@ class ServerConfig(Branch):
     # Who may call: a `name:token` a line, or one bare token. Without it, the environment's SUBBATCH_TOKENS.
     token_file: Path | None = None
     tls: TlsConfig | None = None
+    # A second, plaintext port of `host` with the gRPC health service alone, for probes that speak neither TLS nor
+    # tokens, such as Kubernetes'; without it, health is asked for where everything else is.
+    health_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     # Listen on other than loopback addresses although calls aren't encrypted, or anybody may call.
     insecure: bool = False
     limits: LimitsConfig = LimitsConfig()
