@@ -3,11 +3,15 @@
 `rows.arrow` is an Arrow IPC file of several record batches, so that a batch's token offsets fit 32 bits whatever the
 size of the store. The rows of a source stand together, sources by name and rows in the order they had in the data;
 hence a source is a (start, rows) range, which is all the sampler has to know. `shared.store_writer` writes stores.
+
+Format 1 holds rows of one prompt and one answer; in format 2 a row's loss may stop and start again, which
+conversations need.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from shared.columns import numbers
 from shared.errors import DataError
+from shared.mapped_rows import ACCESS_BYTES, MappedRows
 from shared.records import Row
 
-FORMAT_VERSION = 1
 ROWS_FILE = "rows.arrow"
 MANIFEST_FILE = "manifest.json"
 ROWS_SCHEMA = pa.schema(
@@ -32,6 +36,10 @@ ROWS_SCHEMA = pa.schema(
         pa.field("origin", pa.int64(), nullable=False),
     ]
 )
+MASKED_ROWS_SCHEMA = ROWS_SCHEMA.append(pa.field("mask_edges", pa.list_(pa.int32()), nullable=False))
+# The columns of each format version that this release reads and writes.
+SCHEMAS = {1: ROWS_SCHEMA, 2: MASKED_ROWS_SCHEMA}
+_NO_EDGES = np.empty(0, dtype=np.int32)
 Index = Sequence[int] | npt.NDArray[np.int64]
 
 
@@ -60,7 +68,7 @@ class TokenizerInfo(_Record):
 class Manifest(_Record):
     """What a store holds."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
     fingerprint: str
     prepared_from: str
     tokenizer: TokenizerInfo
@@ -82,10 +90,17 @@ class Manifest(_Record):
 
 
 class Store:
-    """An open store. Rows are views of mapped memory: nothing is read before it is asked for."""
+    """An open store. Nothing is read before it is asked for, and little of it is kept in memory afterwards."""
 
-    def __init__(self, path: Path, manifest: Manifest, batches: Sequence[pa.RecordBatch]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        batches: Sequence[pa.RecordBatch],
+        mapped: MappedRows | None = None,
+    ) -> None:
         self.path = path
+        self._mapped = mapped
         self.manifest = manifest
         self.source_names = tuple(source.name for source in manifest.sources)
         self.source_rows = tuple(source.rows for source in manifest.sources)
@@ -95,6 +110,8 @@ class Store:
         self._offsets = [numbers(batch.column("input_ids").offsets) for batch in batches]
         self._num_prompt_tokens = [numbers(batch.column("num_prompt_tokens")) for batch in batches]
         self._origin = [numbers(batch.column("origin")) for batch in batches]
+        masks = [batch.column("mask_edges") for batch in batches if "mask_edges" in batch.schema.names]
+        self._mask_edges = [(numbers(mask.values), numbers(mask.offsets)) for mask in masks]
 
     @classmethod
     def open(cls, path: Path | str) -> Store:
@@ -105,7 +122,8 @@ class Store:
         """
         path = Path(path)
         manifest = _read_manifest(path)
-        return cls(path, manifest, _map_rows(path, manifest))
+        mapped = _map_rows(path, manifest)
+        return cls(path, manifest, mapped.batches, mapped)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -116,7 +134,7 @@ class Store:
         return self.manifest.fingerprint
 
     def row(self, number: int) -> Row:
-        """One row; its `input_ids` is a read-only view, int32 [num_tokens].
+        """One row, read-only.
 
         Raises:
             DataError: number outside [0, len(store)), or a row that has been damaged on the disk.
@@ -125,17 +143,20 @@ class Store:
             raise self._out_of_range(number)
         batch = bisect.bisect_right(self._batch_starts, number) - 1
         local = number - self._batch_starts[batch]
-        start, end = self._offsets[batch][local : local + 2].tolist()
-        row = Row(self._ids[batch][start:end], int(self._num_prompt_tokens[batch][local]))
+        ids = _entry(self._ids[batch], self._offsets[batch], local)
+        edges = _entry(*self._mask_edges[batch], local) if self._mask_edges else _NO_EDGES
+        self._account(3 * ACCESS_BYTES + (0 if ids is None else ids.nbytes))
+        num_prompt_tokens = int(self._num_prompt_tokens[batch][local])
         # What no model could take, and would answer with an index error far from here.
-        if not (
-            0 <= start
-            and 0 <= row.num_prompt_tokens < len(row.input_ids) == end - start
-            and 0 <= row.input_ids.min()
-            and row.input_ids.max() <= self.manifest.max_token_id
+        if (
+            ids is None
+            or edges is None
+            or not _is_rising([-1, num_prompt_tokens, *edges.tolist(), len(ids)])
+            or ids.min() < 0
+            or ids.max() > self.manifest.max_token_id
         ):
             raise DataError(f"row {number} of store {self.path} has been damaged: copy the store again, or prepare it")
-        return row
+        return Row(ids, num_prompt_tokens, edges)
 
     def rows(self, index: Index) -> list[Row]:
         """The rows of an index [n], in its order.
@@ -175,13 +196,19 @@ class Store:
             origins[mine] = self._origin[batch][local]
         return origins
 
-    def _by_batch(self, index: Index) -> Iterator[tuple[int, npt.NDArray[np.bool_], npt.NDArray[np.int64]]]:
-        """Each record batch that the index touches, a mask of its part of the index, and row numbers in the batch."""
+    def _by_batch(self, index: Index) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Each record batch that the index touches, the positions of its part of the index, and row numbers in it."""
         numbers = self._checked(index)
-        batches = np.searchsorted(self._batch_starts, numbers, side="right") - 1
-        for batch in np.unique(batches).tolist():
-            mine = batches == batch
+        order = np.argsort(numbers, kind="stable")
+        batches = np.searchsorted(self._batch_starts, numbers[order], side="right") - 1
+        touched, starts = np.unique(batches, return_index=True)
+        for batch, mine in zip(touched.tolist(), np.split(order, starts[1:]), strict=False):
             yield batch, mine, numbers[mine] - self._batch_starts[batch]
+        self._account(ACCESS_BYTES * len(numbers))
+
+    def _account(self, num_bytes: int) -> None:
+        if self._mapped is not None:
+            self._mapped.account(num_bytes)
 
     def _checked(self, index: Index) -> npt.NDArray[np.int64]:
         numbers = np.asarray(index, dtype=np.int64)
@@ -192,6 +219,21 @@ class Store:
 
     def _out_of_range(self, number: int) -> DataError:
         return DataError(f"row {number} is not in store {self.path}: it has {len(self)} rows, 0 to {len(self) - 1}")
+
+
+def _entry(values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int32], local: int) -> npt.NDArray[np.int32] | None:
+    """A copy of one entry of a column of lists, read-only; None where the offsets don't make sense.
+
+    A view would bring its pages back into memory whenever it is looked at.
+    """
+    start, end = offsets[local : local + 2].tolist()
+    entry = values[start:end].copy()
+    entry.flags.writeable = False
+    return entry if 0 <= start <= end and len(entry) == end - start else None
+
+
+def _is_rising(values: Sequence[int]) -> bool:
+    return all(a < b for a, b in itertools.pairwise(values))
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -206,9 +248,9 @@ def _read_manifest(path: Path) -> Manifest:
         version = json.loads(text)["format_version"]
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{file} is not the manifest of a store: give the folder of a store, or {again}") from None
-    if version != FORMAT_VERSION:
+    if not isinstance(version, int) or version not in SCHEMAS:
         raise DataError(
-            f"store {path} has format version {version}, this release reads {FORMAT_VERSION}: "
+            f"store {path} has format version {version}, this release reads {' and '.join(map(str, SCHEMAS))}: "
             "prepare the data again, or use the release that made the store"
         )
     try:
@@ -219,7 +261,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise DataError(f"{file} is damaged, {where}: {first['msg']}; prepare the data again") from None
 
 
-def _map_rows(path: Path, manifest: Manifest) -> list[pa.RecordBatch]:
+def _map_rows(path: Path, manifest: Manifest) -> MappedRows:
     file = path / ROWS_FILE
     size = file.stat().st_size if file.is_file() else 0
     if size != manifest.rows_bytes:
@@ -227,17 +269,7 @@ def _map_rows(path: Path, manifest: Manifest) -> list[pa.RecordBatch]:
             f"store {path} is not whole, {ROWS_FILE} has {size} bytes and its manifest says {manifest.rows_bytes}: "
             "prepare the data again, or copy the store again"
         )
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(file)))
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        for batch in batches:
-            batch.validate()
-        columns = ", ".join(f"{field.name} {field.type}" for field in reader.schema)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not an Arrow file that can be read: {error}; prepare the data again") from None
-    if not reader.schema.equals(ROWS_SCHEMA):
-        wanted = ", ".join(f"{field.name} {field.type}" for field in ROWS_SCHEMA)
-        raise DataError(f"{file} has the columns {columns}, a store has {wanted}: prepare the data again")
-    if (rows := sum(batch.num_rows for batch in batches)) != manifest.rows:
+    mapped = MappedRows(file, SCHEMAS[manifest.format_version])
+    if (rows := sum(batch.num_rows for batch in mapped.batches)) != manifest.rows:
         raise DataError(f"{file} has {rows} rows, its manifest says {manifest.rows}: prepare the data again")
-    return batches
+    return mapped

@@ -13,15 +13,26 @@ from shared.timing import Timing
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenised example.
+    """One tokenised example: a prompt and its answer, or a conversation of several.
 
     Attributes:
         input_ids: Prompt then answer, int32 [num_tokens]; may be a view of mapped memory.
-        num_prompt_tokens: How many leading tokens are prompt; the rest are the answer, the only ones with a loss.
+        num_prompt_tokens: How many leading tokens are prompt, without a loss.
+        mask_edges: Where the loss stops and starts again behind the prompt, in turns, int32, each above the one before
+            and below num_tokens. Empty where all that follows the prompt is its answer.
     """
 
     input_ids: npt.NDArray[np.int32]
     num_prompt_tokens: int
+    mask_edges: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+
+    def loss_mask(self) -> npt.NDArray[np.bool_]:
+        """Which tokens are answer, the only ones with a loss, bool [num_tokens]."""
+        mask = np.zeros(len(self.input_ids), dtype=np.bool_)
+        mask[self.num_prompt_tokens :] = True
+        for edge in self.mask_edges.tolist():
+            np.logical_not(mask[edge:], out=mask[edge:])
+        return mask
 
 
 @dataclass(frozen=True, eq=False)

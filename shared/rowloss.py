@@ -22,7 +22,7 @@ IGNORE = -100
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Where the answer tokens of a batch are predicted. Answers of a row are adjacent, rows in batch order.
+    """Where the answer tokens of a batch are predicted, in the order of rows and, in a row, of tokens.
 
     Attributes:
         predicting: Positions whose next token is an answer token, bool [m, T].
@@ -55,13 +55,14 @@ def collate(rows: Sequence[Row], *, pad_id: int = 0, device: torch.device | str 
     labels = np.full(shape, IGNORE, dtype=np.int64)
     attention_mask = np.zeros(shape, dtype=np.int64)
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        if max(row.num_prompt_tokens, 1) >= length:
+        mask = row.loss_mask()
+        if not mask[1:].any():
             raise DataError(
-                f"row {i} of the batch has {length} tokens of which {row.num_prompt_tokens} are prompt: "
+                f"row {i} of the batch has {length} tokens of which {length - int(mask.sum())} are prompt: "
                 "no answer token is left to predict, prepare the store again without such rows"
             )
         input_ids[i, :length] = row.input_ids
-        labels[i, row.num_prompt_tokens : length] = row.input_ids[row.num_prompt_tokens :]
+        np.copyto(labels[i, :length], row.input_ids, where=mask)
         attention_mask[i, :length] = 1
     arrays = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}

@@ -18,7 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shared.columns import numbers
-from shared.dataset import MANIFEST_FILE, ROWS_FILE, ROWS_SCHEMA, Manifest, SourceInfo, TokenizerInfo
+from shared.dataset import (
+    MANIFEST_FILE,
+    MASKED_ROWS_SCHEMA,
+    ROWS_FILE,
+    SCHEMAS,
+    Manifest,
+    SourceInfo,
+    TokenizerInfo,
+)
 
 
 def write_store(
@@ -30,29 +38,38 @@ def write_store(
     template: str,
     max_length: int,
     prepared_from: str,
+    format_version: int = 1,
 ) -> Manifest:
     """Write a store into a new folder. It is no store before this returns, and on the disk when it does.
 
     Args:
         folder: Doesn't exist yet.
-        batches: Rows of ROWS_SCHEMA in store order, cut anywhere.
+        batches: Rows in store order, cut anywhere, in the columns of `format_version`.
         sources: The sources of these rows, in store order.
         tokenizer: What made the token ids.
         template: The name of the prompt template.
         max_length: Where rows were cut.
         prepared_from: The name of the data, for people.
+        format_version: A key of `shared.dataset.SCHEMAS`.
     """
     folder.mkdir()
     file = folder / ROWS_FILE
+    schema = SCHEMAS[format_version]
     columns = {name: hashlib.sha256() for name in ("num_tokens", "num_prompt_tokens", "input_ids")}
+    if schema is MASKED_ROWS_SCHEMA:
+        columns |= {"num_mask_edges": hashlib.sha256(), "mask_edges": hashlib.sha256()}
     rows, max_token_id = 0, 0
-    with _durable(file) as stream, pa.ipc.new_file(stream, ROWS_SCHEMA) as writer:
+    with _durable(file) as stream, pa.ipc.new_file(stream, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
             ids = batch.column("input_ids")
             columns["num_tokens"].update(_little_endian(ids.value_lengths()))
             columns["num_prompt_tokens"].update(_little_endian(batch.column("num_prompt_tokens")))
             columns["input_ids"].update(_little_endian(ids.flatten()))
+            if schema is MASKED_ROWS_SCHEMA:
+                edges = batch.column("mask_edges")
+                columns["num_mask_edges"].update(_little_endian(edges.value_lengths()))
+                columns["mask_edges"].update(_little_endian(edges.flatten()))
             rows += batch.num_rows
             max_token_id = max(max_token_id, pc.max(ids.flatten()).as_py())
     content = {
@@ -63,6 +80,7 @@ def write_store(
         "max_length": max_length,
     }
     manifest = Manifest(
+        format_version=format_version,
         fingerprint=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
         prepared_from=prepared_from,
         tokenizer=tokenizer,

@@ -55,12 +55,27 @@ def with_lora(model: Any, **changes: Any) -> Any:
 
 
 def make_rows(count: int, seed: int = 0) -> list[Row]:
-    """Rows whose answer repeats the prompt, 4 to 40 tokens."""
+    """Rows whose answer repeats the prompt, 4 to 40 tokens; in every third the loss stops and starts again."""
     rng, rows = np.random.default_rng(seed), []
-    for _ in range(count):
+    for number in range(count):
         prompt = rng.integers(1, VOCABULARY, rng.integers(2, 16)).astype(np.int32)
-        rows.append(Row(np.resize(prompt, len(prompt) + rng.integers(2, 24)), len(prompt)))
+        row = Row(np.resize(prompt, len(prompt) + rng.integers(2, 24)), len(prompt))
+        if number % 3 == 2:
+            edges = [edge for edge in (len(prompt) + 1, len(prompt) + 4, len(prompt) + 9) if edge < len(row.input_ids)]
+            row = Row(row.input_ids, len(prompt), np.array(edges, dtype=np.int32))
+        rows.append(row)
     return rows
+
+
+def answer_positions(row: Row) -> list[int]:
+    """Positions of the tokens that have a loss, one by one."""
+    positions, is_answer = [], False
+    for position in range(len(row.input_ids)):
+        if position == row.num_prompt_tokens or position in row.mask_edges.tolist():
+            is_answer = not is_answer
+        if is_answer and position:
+            positions.append(position)
+    return positions
 
 
 def train_a_little(model: Any, steps: int = 40) -> None:
@@ -78,7 +93,8 @@ def loss_in_float64(model: Any, row: Row) -> Tensor:
     """One row alone through the whole model, without any code of ours."""
     ids = torch.from_numpy(row.input_ids.astype(np.int64))
     logits = model(input_ids=ids[None]).logits[0]
-    return F.cross_entropy(logits[row.num_prompt_tokens - 1 : -1], ids[row.num_prompt_tokens :])
+    positions = torch.tensor(answer_positions(row))
+    return F.cross_entropy(logits[positions - 1], ids[positions])
 
 
 def gradients_in_float64(model: Any, rows: list[Row], *names: str) -> list[list[npt.NDArray[np.float64]]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from shared.dataset import MANIFEST_FILE, ROWS_FILE, ROWS_SCHEMA, SourceInfo, Store, TokenizerInfo
+from shared.dataset import MANIFEST_FILE, MASKED_ROWS_SCHEMA, ROWS_FILE, ROWS_SCHEMA, SourceInfo, Store, TokenizerInfo
 from shared.errors import DataError
 from shared.store_writer import write_store
 from tests.fuzz.budget import fuzz
@@ -26,8 +26,11 @@ def a_store(folder: Path) -> None:
                 pa.array(rows[start : start + 4], ROWS_SCHEMA.types[0]),
                 pa.array([1] * 4, pa.int32()),
                 pa.array(range(start, start + 4), pa.int64()),
+                pa.array(
+                    [[2, 3][: row % 3] if row > 2 else [] for row in range(start, start + 4)], ROWS_SCHEMA.types[0]
+                ),
             ],
-            schema=ROWS_SCHEMA,
+            schema=MASKED_ROWS_SCHEMA,
         )
         for start in range(0, NUM_ROWS, 4)
     ]
@@ -39,6 +42,7 @@ def a_store(folder: Path) -> None:
         template="alpaca",
         max_length=20,
         prepared_from="a list",
+        format_version=2,
     )
 
 
@@ -57,6 +61,7 @@ def use(folder: Path) -> None:
     assert (sources < len(store.source_names)).all()
     for row in rows:
         assert 0 <= row.num_prompt_tokens < len(row.input_ids)
+        assert row.loss_mask()[row.num_prompt_tokens]
         assert 0 <= row.input_ids.min() <= row.input_ids.max() <= store.manifest.max_token_id
 
 

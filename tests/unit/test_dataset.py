@@ -20,6 +20,7 @@ import pytest
 
 from shared.dataset import (
     MANIFEST_FILE,
+    MASKED_ROWS_SCHEMA,
     ROWS_FILE,
     ROWS_SCHEMA,
     Manifest,
@@ -101,12 +102,57 @@ def test_an_empty_index_gives_empty_answers(store: Store) -> None:
     assert [store.lengths([]).size, store.origins([]).size, store.sources_of([]).size] == [0, 0, 0]
 
 
-def test_rows_are_read_only_views_of_one_mapping(store: Store) -> None:
-    first, again = store.row(2).input_ids, store.rows([2])[0].input_ids
-    assert np.shares_memory(first, again)
+def test_rows_are_read_only(store: Store) -> None:
+    first = store.row(2).input_ids
     assert first.dtype == np.int32
     with pytest.raises(ValueError, match="read-only"):
         first[0] = 1
+
+
+# Where the loss of each of ROWS stops and starts again.
+EDGES: list[list[int]] = [[], [], [5], [], [2], [], [4, 5], []]
+
+
+def write_masked(folder: Path, *, cuts: tuple[int, ...] = (3, 2, 3), edges: list[list[int]] = EDGES) -> Manifest:
+    """ROWS as conversations, with their mask edges."""
+    ends = np.cumsum(cuts).tolist()
+    columns = [pa.array(edges[end - cut : end], pa.list_(pa.int32())) for end, cut in zip(ends, cuts, strict=True)]
+    masked = [
+        pa.record_batch([*batch.columns, column], schema=MASKED_ROWS_SCHEMA)
+        for batch, column in zip(batches(ROWS, cuts), columns, strict=True)
+    ]
+    sources = [SourceInfo(name=name, rows=rows, mean_tokens=1.0, dropped=0) for name, rows in SOURCES]
+    return write_store(
+        folder,
+        masked,
+        sources=sources,
+        tokenizer=TOKENIZER,
+        template="alpaca",
+        max_length=6,
+        prepared_from="a list",
+        format_version=2,
+    )
+
+
+def test_conversations_come_back_with_their_masks_and_the_fingerprint_sees_them(tmp_path: Path) -> None:
+    manifest = write_masked(tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    assert [row.mask_edges.tolist() for row in store.rows(range(8))] == EDGES
+    assert [row.input_ids.tolist() for row in store.rows(range(8))] == [ids for ids, _, _ in ROWS]
+    assert store.row(6).loss_mask().tolist() == [False, False, False, True, False, True]
+    assert write_masked(tmp_path / "cut", cuts=(8,)).fingerprint == manifest.fingerprint
+    others = [[*EDGES[:6], [4], []], [[], [], [], [], *EDGES[4:]], [[] for _ in ROWS]]
+    found = {write_masked(tmp_path / str(n), edges=edges).fingerprint for n, edges in enumerate(others)}
+    assert len(found | {manifest.fingerprint, fingerprint_by_hand(ROWS)}) == 5
+
+
+@pytest.mark.parametrize("edges", [[6], [3], [5, 5], [5, 4], [-1]])
+def test_a_mask_that_does_not_fit_its_row_is_damage_of_that_row_alone(tmp_path: Path, edges: list[int]) -> None:
+    write_masked(tmp_path / "store", edges=[*EDGES[:6], edges, []])
+    store = Store.open(tmp_path / "store")
+    with pytest.raises(DataError, match=r"row 6 of store .* has been damaged"):
+        store.rows([5, 6])
+    assert store.row(2).mask_edges.tolist() == [5]
 
 
 def test_sources_are_the_ranges_that_the_sampler_draws_from(store: Store) -> None:
@@ -217,7 +263,7 @@ def one_row_more(folder: Path) -> None:
         (lambda f: (f / MANIFEST_FILE).write_text("{"), r"is not the manifest of a store: .*prepare SOURCE"),
         (lambda f: (f / MANIFEST_FILE).write_text("[1]"), r"is not the manifest of a store: .*prepare SOURCE"),
         (lambda f: (f / MANIFEST_FILE).write_text("{}"), r"is not the manifest of a store: .*prepare SOURCE"),
-        (lambda f: edit_manifest(f, format_version=2), r"format version 2, this release reads 1: prepare .* again"),
+        (lambda f: edit_manifest(f, format_version=3), r"format version 3, this release reads 1 and 2: prepare"),
         (lambda f: edit_manifest(f, rows="many"), r"is damaged, rows: .*prepare the data again"),
         (lambda f: edit_manifest(f, rows=9), r"is damaged, .*rows is 9, the sources have 8; prepare"),
         (lambda f: edit_manifest(f, sources=[]), r"is damaged, sources: .*prepare"),
@@ -226,6 +272,7 @@ def one_row_more(folder: Path) -> None:
         (cut_rows, r"rows.arrow has \d+ bytes and its manifest says \d+: prepare"),
         (zero_rows, r"is not an Arrow file that can be read: .*prepare the data again"),
         (other_columns, r"has the columns x int8, a store has input_ids .*: prepare the data again"),
+        (lambda f: edit_manifest(f, format_version=2), r"origin int64, a store has .*, mask_edges list<.*: prepare"),
         (one_row_more, r"has 8 rows, its manifest says 9: prepare the data again"),
     ],
 )

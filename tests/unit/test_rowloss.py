@@ -72,6 +72,33 @@ def test_row_without_a_prompt_has_a_loss_from_its_second_token_on():
     assert row_losses(logits, batch["labels"]).item() == pytest.approx(loss_by_hand(logits[0].numpy(), row), rel=1e-5)
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    prompt=st.integers(0, 4),
+    spans=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4),
+    ends=st.booleans(),
+)
+def test_the_loss_of_a_conversation_is_that_of_its_answers(prompt, spans, ends):
+    """`spans` are an answer's tokens and those of the question behind it, of which the last may be left out."""
+    is_answer = [False] * prompt + [kind for answer, ask in spans for kind in [True] * answer + [False] * ask]
+    is_answer = is_answer[: len(is_answer) - spans[-1][1] * ends]
+    edges = [i for i in range(prompt + 1, len(is_answer)) if is_answer[i] != is_answer[i - 1]]
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, len(is_answer)).astype(np.int32)
+    row = Row(ids, prompt, np.array(edges, dtype=np.int32))
+    assert row.loss_mask().tolist() == is_answer
+    learnt = [i for i, kind in enumerate(is_answer) if kind and i > 0]
+    if not learnt:
+        with pytest.raises(DataError, match="no answer token is left to predict"):
+            collate([row])
+        return
+    batch = collate([row, *make_rows([(2, 9)])])
+    assert [i for i, label in enumerate(batch["labels"][0].tolist()) if label != IGNORE and i > 0] == learnt
+    logits = torch.randn(*batch["labels"].shape, VOCABULARY, generator=torch.Generator().manual_seed(1))
+    log_p = logits[0].double().log_softmax(-1)
+    expected = -np.mean([log_p[i - 1, ids[i]].item() for i in learnt])
+    assert row_losses(logits, batch["labels"])[0].item() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(("prompt", "answer"), [(3, 0), (0, 1)])
 def test_row_without_a_predictable_answer_is_refused(prompt, answer):
     good, bad = make_rows([(2, 2), (prompt, answer)])

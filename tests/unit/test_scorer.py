@@ -14,7 +14,7 @@ from selector_server.scoring.scorer import Scorer
 from shared.records import Row
 from shared.rowloss import collate, row_losses
 from shared.selection_config import SelectionConfig
-from tests.small_models import ARCHITECTURES, loss_in_float64, make_rows, tiny_model, v_rows
+from tests.small_models import ARCHITECTURES, answer_positions, loss_in_float64, make_rows, tiny_model, v_rows
 
 EPSILON = 1e-3
 
@@ -129,7 +129,7 @@ def test_head_sees_answer_tokens_alone(monkeypatch):
         "selector_server.scoring.estimators.token_losses", lambda *a: seen.append(len(a[2])) or token_losses(*a)
     )
     score(model, rows)
-    assert sum(seen) == 2 * sum(len(row.input_ids) - row.num_prompt_tokens for row in rows)
+    assert sum(seen) == 2 * sum(len(answer_positions(row)) for row in rows)
 
 
 def test_without_probes_there_are_losses_alone():

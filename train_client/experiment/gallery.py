@@ -27,7 +27,8 @@ def make_gallery(config: Config, outcome: Outcome, *, steps: Sequence[int]) -> l
     assert config.data.store is not None
     store = Store.open(config.data.store)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
-    before, _, after = PROMPT_TEMPLATES[store.manifest.template].partition("{instruction}")
+    # Of what was put around a prompt; nothing where the tokenizer's own template did it.
+    before, _, after = PROMPT_TEMPLATES.get(store.manifest.template, "{instruction}").partition("{instruction}")
 
     def text(row: Row) -> dict[str, str]:
         ids, prompt = row.input_ids.tolist(), row.num_prompt_tokens
