@@ -27,6 +27,7 @@ def main() -> None:
     demo = commands.add_parser("demo", help="the whole product on this machine, without network or GPU")
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for results (default %(default)s)")
     demo.add_argument("--steps", type=int, default=60, help="steps of each arm (default %(default)s)")
+    demo.add_argument("--inputs-only", action="store_true", help="make model, data and run.toml, and stop")
 
     experiment = commands.add_parser("experiment", help="the paper's experiments: arms compared over seeds")
     add_experiment_arguments(experiment)
@@ -66,7 +67,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _demo(arguments: argparse.Namespace, _rest: list[str]) -> None:
     from train_client.demo.run import run_demo
 
-    run_demo(arguments.out, steps=arguments.steps)
+    run_demo(arguments.out, steps=arguments.steps, inputs_only=arguments.inputs_only)
 
 
 def _experiment(arguments: argparse.Namespace, rest: list[str]) -> None:

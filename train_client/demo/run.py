@@ -147,8 +147,14 @@ class Demo:
         return self.out / "logs" / f"{name}.log"
 
 
-def run_demo(out: Path, *, steps: int) -> None:
+def run_demo(out: Path, *, steps: int, inputs_only: bool = False) -> None:
     """Run the demo into `out`, replacing an earlier one's results.
+
+    Args:
+        out: The folder for everything.
+        steps: Steps of each arm.
+        inputs_only: Stop once the model, the stores and the configuration are there, for a server and trainers that
+            something else starts.
 
     Raises:
         SubbatchError: a stage failed, or `out` holds something that no demo wrote.
@@ -165,6 +171,9 @@ def run_demo(out: Path, *, steps: int) -> None:
         _CONFIG.format(out=out, large=_LARGE, sub=_SUB, steps=steps, seed=_SEED, eval_every=max(1, steps // 4))
     )
     _make_inputs(demo)
+    if inputs_only:
+        demo.console.print(f"model, stores and {demo.config} are there")
+        return
     arms = _train_arms(demo)
     _report(demo, arms)
 
