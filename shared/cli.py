@@ -36,7 +36,8 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="TOML file; every key can also be given as --branch.key VALUE or as SUBBATCH_BRANCH__KEY",
+        help="TOML file (default: the one that SUBBATCH_CONFIG names); every key can also be given as "
+        "--branch.key VALUE or as SUBBATCH_BRANCH__KEY",
     )
 
 

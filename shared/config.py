@@ -1,7 +1,8 @@
 """The one configuration tree, read from a TOML file, the environment and the command line, in rising precedence.
 
 The same file serves the selector server and the trainers, so that the two can't drift apart. Each component gets its
-own branch. Environment variables are named SUBBATCH_BRANCH__KEY; the command line takes --branch.key VALUE.
+own branch. Environment variables are named SUBBATCH_BRANCH__KEY, and SUBBATCH_CONFIG names the file where nothing else
+does; the command line takes --branch.key VALUE.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from shared.selection_config import SelectionConfig
 from shared.timing import Timing
 
 _ENV_PREFIX, _ENV_DELIMITER = "SUBBATCH_", "__"
+CONFIG_VARIABLE = "SUBBATCH_CONFIG"
 # Secrets are no part of the tree, so that no dump of it can show them: shared/tokens.py.
 TOKEN_VARIABLE, TOKENS_VARIABLE = "SUBBATCH_TOKEN", "SUBBATCH_TOKENS"
 
@@ -247,11 +249,18 @@ def load_config(path: Path | None, overrides: list[str] | None = None) -> Config
 
     Relative paths in the tree are relative to the working directory, whatever gave them.
 
+    Args:
+        path: The file; None for the one that the environment's SUBBATCH_CONFIG names, if that is set.
+        overrides: Arguments of a command line.
+
     Raises:
         ConfigError: no such file, not TOML, an unknown key (with the nearest known one), or a wrong value.
     """
+    named = "" if path else os.environ.get(CONFIG_VARIABLE, "")
+    path = path or (Path(named) if named else None)
     if path is not None and not path.is_file():
-        raise ConfigError(f"config file {path} does not exist: give the path of a TOML file")
+        origin = f", which {CONFIG_VARIABLE} names," if named else ""
+        raise ConfigError(f"config file {path}{origin} does not exist: give the path of a TOML file")
 
     class FromFile(Config):
         @classmethod
@@ -271,7 +280,7 @@ def load_config(path: Path | None, overrides: list[str] | None = None) -> Config
     if unknown := _unknown_variables():
         raise ConfigError(f"{where}: " + "; ".join(unknown))
     try:
-        return Config.model_validate(FromFile().model_dump())
+        return Config.model_validate(FromFile().model_dump(exclude_unset=True))
     except ValidationError as error:
         # A branch that may also be `false` gets a second error for not being it, which helps nobody.
         errors = [e for e in error.errors() if not str(e["loc"][-1]).startswith("literal[")] or error.errors()
@@ -294,7 +303,7 @@ def _unknown_variables() -> list[str]:
     return [
         f"environment variable {name} names no key; known ones begin with {', '.join(branches)}"
         for name in ours
-        if not name.startswith(tuple(branches)) and name not in (TOKEN_VARIABLE, TOKENS_VARIABLE)
+        if not name.startswith(tuple(branches)) and name not in (CONFIG_VARIABLE, TOKEN_VARIABLE, TOKENS_VARIABLE)
     ]
 
 

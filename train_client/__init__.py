@@ -8,7 +8,9 @@
             optimizer.step()
             optimizer.zero_grad()
 
-Or for Hugging Face's Trainer and TRL's SFTTrainer: `class SubbatchTrainer(SubbatchMixin, Trainer): ...`.
+Without `config` the environment's SUBBATCH_CONFIG names the file.
+
+For Hugging Face's Trainer and TRL's SFTTrainer: `class SubbatchTrainer(SubbatchMixin, Trainer): ...`.
 
 It imports `shared` and never `selector_server`; `inline` finds the selector by its entry point.
 """

@@ -77,6 +77,7 @@ class AccelerateHost:
                 "tensor, context and sequence parallelism aren't supported, set their sizes to 1"
             )
         self._accelerator = accelerator
+        self._given = _given_accumulation(accelerator) if divided_by == "accelerate" else {}
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         self.device = accelerator.device
         self.divides_loss = divided_by == "accelerate"
@@ -94,7 +95,18 @@ class AccelerateHost:
 
     def accumulate(self, micro_batches: int, *, micro_batch_size: int) -> None:
         """See `Host`; DeepSpeed asks for both before `prepare`, which has no loader to learn them from."""
+        for name, given in self._given.items():
+            if given not in (1, "auto", None, micro_batches):
+                raise ConfigError(
+                    f"{name} is {given}, but a step of this run has {micro_batches} micro-batches of "
+                    f"{micro_batch_size} rows at most on each of {self.ranks.world_size} ranks: leave it out, or "
+                    "change train.micro_batch_size"
+                )
         self._accelerator.gradient_accumulation_steps = micro_batches if self.divides_loss else 1
+        # No loader of Accelerate's feeds the loop: one that has come to its end, an evaluation's say, ends no step.
+        self._accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
+        for scheduler in self._accelerator._schedulers:
+            scheduler.split_batches = True  # as a step's rows are: it advances once a step on any number of ranks
         if not self._is_deepspeed:
             return
         if self._engine is not None:
@@ -123,6 +135,15 @@ class AccelerateHost:
     def _engine(self) -> Any:
         wrapped = self._accelerator.deepspeed_engine_wrapped
         return wrapped.engine if wrapped else None
+
+
+def _given_accumulation(accelerator: Any) -> dict[str, Any]:
+    """What the user has said about the number of micro-batches in a step; 1 is what nobody has said anything gives."""
+    given = {"gradient_accumulation_steps": accelerator.gradient_accumulation_steps}
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        settings = accelerator.deepspeed_plugin.deepspeed_config
+        given["DeepSpeed's gradient_accumulation_steps"] = settings.get("gradient_accumulation_steps")
+    return given
 
 
 class EngineHost:

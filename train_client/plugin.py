@@ -6,9 +6,18 @@
             loss = subbatch.loss(model, batch)                         # instead of model(**batch).loss
             accelerator.backward(loss)
             optimizer.step()
+            scheduler.step()
             optimizer.zero_grad()
+        if batch.is_last:
+            accelerator.log(subbatch.figures(), step=batch.step)
 
-`accelerator.save_state` and `load_state` carry the cursor; on loading, iteration goes on at the step that follows.
+Without `config` it is made from the environment: SUBBATCH_CONFIG names the file, SUBBATCH_BRANCH__KEY sets a key.
+
+A step's rows are divided among the ranks, so a scheduler that was prepared advances once a step, however many ranks
+there are: make it for `subbatch.num_steps`. Where fp16's loss scaler skips a step, Accelerate doesn't advance it.
+
+`accelerator.save_state` and `load_state` carry the cursor; on loading, iteration goes on at the step that follows, also
+on another number of ranks.
 
 Under DeepSpeed make the plugin before `accelerator.prepare`, which learns from it how large and how many a step's
 micro-batches are, since no loader is prepared.
@@ -27,7 +36,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from shared.config import Config, load_config
+from shared.config import CONFIG_VARIABLE, Config, load_config
 from shared.dataset import Store
 from shared.errors import ConfigError, CursorError, FingerprintError, LoopError
 from shared.model import adapter_to_json, base_fingerprint, base_parameters
@@ -35,6 +44,7 @@ from shared.records import Fingerprints, PhaseTimes, RunInfo, Selection
 from shared.rowloss import row_losses
 from shared.tokenizer import tokenizer_fingerprint
 from shared.weights import tensor_specs
+from train_client.figures import Figures
 from train_client.guard import Guard
 from train_client.hosts import AccelerateHost, EngineHost, Host
 from train_client.inline import InlineSource
@@ -95,7 +105,7 @@ class SubbatchPlugin:
         self,
         accelerator: Any,
         model: Any,
-        config: Config | Path | str,
+        config: Config | Path | str | None = None,
         *,
         tokenizer: Any | None = None,
         divided_by: Literal["accelerate", "loss"] = "accelerate",
@@ -105,13 +115,15 @@ class SubbatchPlugin:
         Args:
             accelerator: Accelerate's, one process per rank: DDP, DeepSpeed with ZeRO 1 to 3, or FSDP2.
             model: The causal language model that is trained, bare or prepared, with or without a LoRA adapter.
-            config: The tree, or the path of its TOML file.
+            config: The tree, or the path of its TOML file; None reads the one that the environment's SUBBATCH_CONFIG
+                names, if that is set. Either way SUBBATCH_BRANCH__KEY overrides a file's keys.
             tokenizer: Where given, it must be the one the store was prepared with.
             divided_by: What divides a micro-batch's loss by their number in a step: `accelerator.backward`, or `loss`
                 itself, for loops that accumulate by themselves and leave Accelerate at one micro-batch a step.
 
         Raises:
-            ConfigError: no store, or a way of distributing that isn't supported.
+            ConfigError: no store, a way of distributing that isn't supported, or other gradient_accumulation_steps than
+                the run's.
             DataError: a store that can't be used.
             FingerprintError: another tokenizer than the store's.
             ModelError: nothing is trained, or an adapter that isn't LoRA.
@@ -120,7 +132,9 @@ class SubbatchPlugin:
         accelerator.register_for_checkpointing(self)
 
     @classmethod
-    def for_engine(cls, engine: Any, config: Config | Path | str, *, tokenizer: Any | None = None) -> SubbatchPlugin:
+    def for_engine(
+        cls, engine: Any, config: Config | Path | str | None = None, *, tokenizer: Any | None = None
+    ) -> SubbatchPlugin:
         """The same on a DeepSpeed engine without Accelerate, whose loop calls `engine.backward` and `engine.step`.
 
         Its checkpoints carry the cursor where they are given it, and give it back; what random generators, dropout's
@@ -142,10 +156,13 @@ class SubbatchPlugin:
         plugin._set_up(EngineHost(engine), engine, config, tokenizer)
         return plugin
 
-    def _set_up(self, host: Host, model: Any, config: Config | Path | str, tokenizer: Any | None) -> None:
-        self._config = config if isinstance(config, Config) else load_config(Path(config))
+    def _set_up(self, host: Host, model: Any, config: Config | Path | str | None, tokenizer: Any | None) -> None:
+        self._config = config if isinstance(config, Config) else load_config(Path(config) if config else None)
         if self._config.data.store is None:
-            raise ConfigError("data.store is not set: give the folder that `selector-server prepare` wrote")
+            raise ConfigError(
+                "data.store is not set: give the folder that `selector-server prepare` wrote, in the file that "
+                f"`config` or {CONFIG_VARIABLE} names, or as SUBBATCH_DATA__STORE"
+            )
         self._host, self._ranks = host, host.ranks
         self._store = Store.open(self._config.data.store)
         self._model = host.bare(model)
@@ -171,6 +188,7 @@ class SubbatchPlugin:
         self._losses: list[Tensor] = []
         self._loss = math.nan
         self._clock: dict[str, float] = {}
+        self._figures = Figures(mean_over_ranks=self._ranks.mean)
         self.last_step: StepReport | None = None
 
     @property
@@ -311,6 +329,16 @@ class SubbatchPlugin:
             loss = loss / self.micro_batches_per_step
         return self._guard.made_loss(loss)
 
+    def figures(self) -> dict[str, float]:
+        """Means over the steps since it was asked last, for `accelerator.log`; every rank asks for them, as it logs.
+
+        Returns:
+            By name, empty where no step was attempted: `loss`, the step's Σ w_i L_i / b; `seconds/step` and what it was
+            spent on (`seconds/wait` for selections); `tokens`, of this rank; `selector/score_seconds` and the like; the
+            last selection's `weights_version`. `train_client.figures` lists them; all but the loss are this rank's.
+        """
+        return self._figures.take()
+
     # ---- checkpoints, called by accelerator.save_state and load_state
 
     def state_dict(self) -> dict[str, Any]:
@@ -377,6 +405,7 @@ class SubbatchPlugin:
             push_seconds=time.perf_counter() - stepped,
             selector=step.received.times,
         )
+        self._figures.add(self.last_step)
 
     # ---- construction
 

@@ -61,8 +61,8 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def step(self, report: StepReport | None, *, learning_rate: float) -> None:
-        """A step was attempted."""
+    def step(self, report: StepReport | None, figures: Mapping[str, float], *, learning_rate: float) -> None:
+        """A step was attempted; `figures` are the plugin's."""
         assert report is not None
         lines = self._lines or self._open_lines()
         picks = dict(zip(report.selection.index.tolist(), _picks(report.selection), strict=True))
@@ -81,27 +81,10 @@ class Progress:
         }
         lines.write(json.dumps(row) + "\n")
         lines.flush()
-        loss = report.loss
-        if self._accelerator.num_processes > 1:
-            losses = gather_object([report.loss])
-            loss = sum(losses) / len(losses)
+        self._accelerator.log({**figures, "learning_rate": learning_rate}, step=report.selection.step)
         if not self._accelerator.is_main_process:
             return
-        self._accelerator.log(
-            {
-                "loss": loss,
-                "learning_rate": learning_rate,
-                "seconds/step": report.step_seconds,
-                "seconds/wait": report.wait_seconds,
-                "seconds/train": report.train_seconds,
-                "seconds/push": report.push_seconds,
-                "selector/score_seconds": report.selector.score_seconds,
-                "selector/pick_seconds": report.selector.pick_seconds,
-                "weights_version": report.selection.weights_version,
-            },
-            step=report.selection.step,
-        )
-        text = f"loss {loss:.4f}  step {report.step_seconds:.2f} s  waited {report.wait_seconds:.2f} s"
+        text = f"loss {figures['loss']:.4f}  step {report.step_seconds:.2f} s  waited {report.wait_seconds:.2f} s"
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=report.selection.step + 1, description=text)
         elif time.monotonic() > self._next_log:

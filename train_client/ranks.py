@@ -61,6 +61,10 @@ class Ranks:
             results.append(each)
         return results
 
+    def mean(self, value: float) -> float:
+        """The mean over the ranks, on each of them."""
+        return sum(self._all(value)) / self.world_size
+
     def agree_on_cursor(self, run: str, cursor: int) -> None:
         """Refuse ranks that stand at different steps.
 

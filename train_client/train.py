@@ -96,7 +96,7 @@ def train(config: Config) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             if batch.is_last:
-                progress.step(subbatch.last_step, learning_rate=scheduler.get_last_lr()[0])
+                progress.step(subbatch.last_step, subbatch.figures(), learning_rate=scheduler.get_last_lr()[0])
                 scheduler.step()
                 done = subbatch.cursor
                 if heldout and (

@@ -26,7 +26,6 @@ from train_client.checkpoint import latest_checkpoint
 from train_client.loader import SubBatch
 from train_client.plugin import SubbatchPlugin
 from train_client.trainer_arguments import adopt_run, refuse_keywords, require_usable, with_micro_batch_size
-from train_client.trainer_figures import Figures
 from train_client.trainer_state import STATE_FILE, load_state, save_state
 
 
@@ -39,7 +38,7 @@ class SubbatchMixin(Trainer):  # type: ignore[misc]
 
     model_accepts_loss_kwargs: bool
 
-    def __init__(self, *args: Any, subbatch: Config | Path | str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, subbatch: Config | Path | str | None = None, **kwargs: Any) -> None:
         """Build the Trainer as usual, then the run.
 
         `max_steps` and `gradient_accumulation_steps` follow from the run, and `per_device_train_batch_size` is how many
@@ -47,14 +46,15 @@ class SubbatchMixin(Trainer):  # type: ignore[misc]
 
         Args:
             *args: The Trainer's own.
-            subbatch: The configuration tree, or the path of its TOML file.
+            subbatch: The configuration tree, or the path of its TOML file; None reads the one that the environment's
+                SUBBATCH_CONFIG names, if that is set.
             **kwargs: The Trainer's own, without a training set: rows come from `data.store`.
 
         Raises:
             ConfigError: an argument that can't work beside selection, or no store.
             SubbatchError: as of `SubbatchPlugin`.
         """
-        config = subbatch if isinstance(subbatch, Config) else load_config(Path(subbatch))
+        config = subbatch if isinstance(subbatch, Config) else load_config(Path(subbatch) if subbatch else None)
         refuse_keywords(kwargs)
         # SFTTrainer demands a training set and looks at its first row; this one is never trained on.
         super().__init__(*args, train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}), **kwargs)
@@ -70,8 +70,7 @@ class SubbatchMixin(Trainer):  # type: ignore[misc]
         )
         adopt_run(self.args, num_steps=self.subbatch.num_steps, micro_batches=self.subbatch.micro_batches_per_step)
         self._batches = SubBatches(self.subbatch)
-        self._figures = Figures()
-        self.add_callback(_StepEnd(self.subbatch, self._figures))
+        self.add_callback(_Epoch())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train the run's steps, from its start or from a checkpoint of this Trainer.
@@ -133,9 +132,9 @@ class SubbatchMixin(Trainer):  # type: ignore[misc]
         return self.subbatch.loss(model, inputs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the means of waiting and selecting since the last log to those of training."""
+        """Add the plugin's figures since the last log to those of training."""
         if "loss" in logs:
-            logs.update(self._figures.take())
+            logs.update({name: value for name, value in self.subbatch.figures().items() if name not in logs})
         super().log(logs, *args, **kwargs)
 
     # ---- checkpoints
@@ -187,13 +186,8 @@ class SubBatches:
             self._running.close()
 
 
-class _StepEnd(TrainerCallback):  # type: ignore[misc]
-    """Counts a step's figures, and the epoch, which the Trainer begins anew where a run is resumed."""
-
-    def __init__(self, subbatch: SubbatchPlugin, figures: Figures) -> None:
-        self._subbatch, self._figures = subbatch, figures
+class _Epoch(TrainerCallback):  # type: ignore[misc]
+    """Counts the epoch, which the Trainer begins anew where a run is resumed."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         state.epoch = state.global_step / state.max_steps
-        assert self._subbatch.last_step is not None
-        self._figures.add(self._subbatch.last_step)

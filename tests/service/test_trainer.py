@@ -228,6 +228,18 @@ def test_the_update_is_the_weighted_sum_over_the_large_batch_in_float64(world: W
     assert (update - expected).norm() / expected.norm() < 1e-5
 
 
+def test_the_trainers_arguments_alone_say_how_many_rows_a_forward_pass_holds(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = a_config(tmp_path, world)
+    config.write_text("".join(row for row in config.open() if not row.startswith("micro_batch_size")))
+    assert a_trainer(config, per_device_train_batch_size=5).subbatch.micro_batches_per_step == 2
+    monkeypatch.setenv("SUBBATCH_CONFIG", str(config))
+    arguments = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, use_cpu=True, report_to=[])
+    trainer = SubbatchTrainer(model=load_base_model(load_config(config).model, torch.device("cpu")), args=arguments)
+    assert trainer.subbatch.micro_batches_per_step == 4
+
+
 def test_what_selection_costs_is_logged_with_the_loss(world: World, tmp_path: Path) -> None:
     trainer = a_trainer(a_config(tmp_path, world), logging_steps=2)
     trainer.train()

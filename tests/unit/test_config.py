@@ -64,6 +64,24 @@ def test_the_command_line_beats_the_environment_which_beats_the_file(
     assert (run.name, run.seed, run.num_steps) == ("line", 2, 11)
 
 
+def test_the_environment_may_name_the_file_which_a_path_that_is_given_takes_the_place_of(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (named := tmp_path / "named.toml").write_text('[run]\nname = "named"\nseed = 5\n')
+    monkeypatch.setenv("SUBBATCH_CONFIG", str(named))
+    monkeypatch.setenv("SUBBATCH_RUN__SEED", "6")
+    assert load_config(None, ["--run.num_steps", "7"]).run == RunConfig(name="named", seed=6, num_steps=7)
+    assert load_config(write('[run]\nname = "given"\n')).run == RunConfig(name="given", seed=6)
+    monkeypatch.setenv("SUBBATCH_CONFIG", str(tmp_path / "gone.toml"))
+    assert "gone.toml, which SUBBATCH_CONFIG names, does not exist" in refusal(None)
+
+
+def test_it_is_known_which_keys_were_given(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBBATCH_TRAIN__THREADS", "2")
+    config = load_config(write("[train]\nsave_every = 3\n"), ["--train.device", "cpu"])
+    assert config.train.model_fields_set == {"threads", "save_every", "device"}
+
+
 def test_sources_of_settings_are_joined_before_they_are_checked_against_each_other(write: Write) -> None:
     path = write("[selection]\nlarge_batch_size = 8\nsub_batch_size = 9\n")
     selection = load_config(path, ["--selection.large_batch_size", "16"]).selection
