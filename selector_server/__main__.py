@@ -29,10 +29,15 @@ def main() -> None:
     add_config_argument(serve)
 
     status = commands.add_parser("status", help="show what a running server is doing")
+    status.add_argument("--json", action="store_true", help="print JSON, with the newest steps")
     add_config_argument(status)
 
     health = commands.add_parser("health", help="exit with 0 if the server of this configuration serves")
     add_config_argument(health)
+
+    top = commands.add_parser("top", help="show what a running server is doing, and keep showing it")
+    top.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds between looks (default 1)")
+    add_config_argument(top)
 
     journal = commands.add_parser("journal", help="list, verify or export the runs in a journal folder")
     journal.add_argument("action", choices=["list", "verify", "export"])
@@ -95,9 +100,23 @@ def _serve(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _status(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from selector_server.status import status_table
+    from selector_server.live.ask import as_json, ask
+    from selector_server.live.status import status_view
 
-    make_console().print(status_table(read_config(arguments, rest).client))
+    client = read_config(arguments, rest).client
+    runs = ask(client)
+    if arguments.json:
+        print(as_json(runs))
+    else:
+        make_console().print(status_view(client.selector, runs))
+
+
+def _top(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from selector_server.live.ask import ask
+    from selector_server.live.top import top
+
+    client = read_config(arguments, rest).client
+    top(make_console(), client.selector, lambda: ask(client), every_s=max(0.1, arguments.every))
 
 
 def _health(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -164,6 +183,7 @@ _COMMANDS = {
     "serve": _serve,
     "status": _status,
     "health": _health,
+    "top": _top,
     "journal": _journal,
     "replay": _replay,
     "metrics": _metrics,

@@ -19,6 +19,7 @@ from selector_server.changes import Signal
 from selector_server.engine import SelectionEngine
 from selector_server.hosted_run import HostedRun
 from selector_server.journal import Journal
+from selector_server.live.describe import add_detail, run_status
 from selector_server.run import Run
 from selector_server.run_engine import BuildEngine, Pushed
 from selector_server.scheduler import Scheduler
@@ -117,6 +118,19 @@ class Host:
             known = ", ".join(sorted(self._runs)) or "none"
             raise RunNotFoundError(f"run {name!r} is not known here (runs: {known}): open it first")
         return self._runs[name]
+
+    def status(self, hosted: HostedRun, *, detail: bool) -> pb.RunStatus:
+        """How a run stands; the caller holds its lock.
+
+        Args:
+            hosted: The run.
+            detail: Whether people look at it.
+        """
+        status = run_status(hosted, scoring_processes=self.scoring_processes)
+        if detail:
+            others = any(other is not hosted and not other.run.closed for other in self._runs.values())
+            add_detail(status, hosted, is_shared=others)
+        return status
 
     @property
     def names(self) -> list[str]:

@@ -12,6 +12,7 @@ from selector_server.changes import Signal
 from selector_server.deadline import Pace
 from selector_server.engine import SelectionEngine
 from selector_server.leases import Leases, ranks_in_words
+from selector_server.live.recent import Recent
 from selector_server.outgoing import Outgoing
 from selector_server.run import Run
 from selector_server.run_engine import Pushed
@@ -29,6 +30,7 @@ class HostedRun:
         changed: Fires at any change.
         outgoing: What the streams send.
         pushed: The newest weights that no selection has loaded yet; None where there are none, or on the disk alone.
+        recent: The newest steps, for those who look at the run.
         receive_seconds: By version, how long its push took, until the selection that uses it first tells the ranks.
     """
 
@@ -44,6 +46,7 @@ class HostedRun:
         self._there_since: dict[int, float] = {}
         self.pace = Pace(0, time.monotonic())
         self.leases = Leases((), lease_s=rank_lease_s, now=time.monotonic())
+        self.recent = Recent(())
         if run.incarnation:
             self.opened()
 
@@ -53,6 +56,7 @@ class HostedRun:
         self._there_since, self.receive_seconds, self.pushed = {}, {}, None
         self.pace = Pace(max(self.run.completed.values()), now, self.pace.step_seconds)
         self.leases = Leases(self.run.completed, lease_s=self._rank_lease_s, now=now)
+        self.recent = Recent(self.run.completed)
 
     def selected(self, message: pb.SelectionMessage, *, journal_seconds: float) -> None:
         """The selection of a step is durable, and there for the ranks."""
@@ -60,6 +64,10 @@ class HostedRun:
         is_first = message.step == self.run.info.timing.steps_using(message.weights_version).start
         receive_seconds = self.receive_seconds.pop(message.weights_version, 0.0) if is_first else 0.0
         self.outgoing.add(message, journal_seconds=journal_seconds, receive_seconds=receive_seconds)
+        times = pb.PhaseTimes()
+        times.CopyFrom(message.times)
+        times.journal_seconds, times.receive_seconds = journal_seconds, receive_seconds
+        self.recent.selected(message.step, message.weights_version, times)
 
     # ---- ranks
 
@@ -89,6 +97,7 @@ class HostedRun:
         now = time.monotonic()
         if self.leases.heard(rank, now):
             self._log_return(rank)
+        self.recent.completed(rank, completed, gone=self.leases.gone)
         self.pace = self.pace.after(completed, now=now, there_since=self._trains_since)
         self._there_since = {step: at for step, at in self._there_since.items() if step >= self.pace.completed}
 

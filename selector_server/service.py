@@ -120,11 +120,11 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         """Send the status of a run now and after its changes, many of them at once, or of every run once."""
         if not request.run:
             for name in self._host.names:
-                yield await self._status(self._host.get(name))
+                yield await self._status(self._host.get(name), detail=request.detail)
             return
         hosted = self._host.get(request.run)
         async for _ in self._host.watch(hosted.changed):
-            yield await self._status(hosted)
+            yield await self._status(hosted, detail=request.detail)
             if hosted.run.closed:
                 return
             await asyncio.sleep(_SECONDS_BETWEEN_STATUSES)
@@ -135,24 +135,10 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         await self._host.close_run(request.run, request.incarnation)
         return pb.CloseRunReply()
 
-    async def _status(self, hosted: HostedRun) -> pb.RunStatus:
+    async def _status(self, hosted: HostedRun, *, detail: bool) -> pb.RunStatus:
         """How a run stands between two changes, which disk threads make under its lock."""
-        run = hosted.run
         async with hosted.lock:
-            return pb.RunStatus(
-                run=run.info.name,
-                incarnation=run.incarnation,
-                num_steps=run.info.timing.num_steps,
-                next_step=run.next_step,
-                completed=run.completed,
-                weights_versions=run.weights_versions,
-                waits_for=hosted.waits_for() or "scoring",
-                closed=run.closed,
-                silent_seconds=hosted.leases.silent_seconds(time.monotonic()),
-                gone_ranks=hosted.leases.away,
-                scoring_processes=self._host.scoring_processes,
-                num_fallback=run.num_fallback,
-            )
+            return self._host.status(hosted, detail=detail)
 
 
 def _payload_bound(info: RunInfo) -> int:

@@ -15,10 +15,11 @@ from rich.table import Table
 from selector_server.journal import Journal
 from selector_server.journal.reader import JournalReader
 from selector_server.journal.survey import survey, survey_table
+from selector_server.live.ask import ask
+from selector_server.live.status import status_table
 from selector_server.replay.check import Replayer
 from selector_server.run import Run
 from selector_server.run_state import RunState
-from selector_server.status import status_table
 from shared.config import ClientConfig, Config
 from shared.errors import (
     ConfigError,
@@ -97,7 +98,9 @@ def test_a_server_that_was_away_goes_on_with_the_right_weights_and_a_rollback_pa
         assert 5 <= len(without) < 17 - len(without), without
         expected = computed(server, job, info, without)
         require_equal(trainer.selections, expected, range(20))
-        assert cell(status_table(ClientConfig(selector=server.address)), "fallback") == str(len(without))
+        assert cell(status_table(server.address, ask(ClientConfig(selector=server.address))), "fallback") == str(
+            len(without)
+        )
     with resumed(server, job, info, checkpoint) as again:
         again.train(20 - 3)
         require_equal(again.selections, expected, range(3, 20))

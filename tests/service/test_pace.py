@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
-from selector_server.status import status_table
+from selector_server.live.ask import ask
+from selector_server.live.status import status_table
 from shared.config import ClientConfig
 from shared.convert import run_to_pb
 from shared.pb.v1 import selector_pb2 as pb
@@ -80,7 +81,7 @@ def test_a_rank_that_goes_away_holds_others_back_for_its_lease_and_gets_every_st
     assert status.silent_seconds.keys() == {2}
     assert status.silent_seconds[2] >= 0.4
     assert (status.next_step, status.waits_for) == (2, "rank 1, which has completed 0 steps")
-    table = status_table(ClientConfig(selector=server.address))
+    table = status_table(server.address, ask(ClientConfig(selector=server.address)))
     assert "rank 2 gone for" in str(list(table.columns[table_column(table, "ranks")].cells))
 
     streams[1].cancel()

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from selector_server.status import status_table
+from selector_server.live.ask import ask
+from selector_server.live.status import status_table
 from shared.config import ClientConfig
 from shared.errors import SelectionError
 from shared.model import trainable_tensors
@@ -93,7 +94,7 @@ def test_two_processes_select_bit_for_bit_what_one_does_for_each_of_several_runs
                 assert len(expected) == STEPS
                 for found, wanted in zip(call.result(), expected, strict=True):
                     assert same_selection(found, wanted), info.name
-        table = status_table(ClientConfig(selector=scaled.address))
+        table = status_table(scaled.address, ask(ClientConfig(selector=scaled.address)))
         column = next(column for column in table.columns if column.header == "scoring processes")
         assert set(column.cells) == {"2"}
         assert scaled.stop() == 0

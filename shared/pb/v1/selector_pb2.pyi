@@ -1,4 +1,5 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -206,13 +207,15 @@ class ReportTrainedReply(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchRunRequest(_message.Message):
-    __slots__ = ("run",)
+    __slots__ = ("run", "detail")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
     run: str
-    def __init__(self, run: _Optional[str] = ...) -> None: ...
+    detail: bool
+    def __init__(self, run: _Optional[str] = ..., detail: _Optional[bool] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run", "incarnation", "num_steps", "next_step", "completed", "weights_versions", "waits_for", "closed", "silent_seconds", "gone_ranks", "scoring_processes", "num_fallback")
+    __slots__ = ("run", "incarnation", "num_steps", "next_step", "completed", "weights_versions", "waits_for", "closed", "silent_seconds", "gone_ranks", "scoring_processes", "num_fallback", "detail")
     class CompletedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +242,7 @@ class RunStatus(_message.Message):
     GONE_RANKS_FIELD_NUMBER: _ClassVar[int]
     SCORING_PROCESSES_FIELD_NUMBER: _ClassVar[int]
     NUM_FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
     run: str
     incarnation: int
     num_steps: int
@@ -251,7 +255,93 @@ class RunStatus(_message.Message):
     gone_ranks: _containers.RepeatedScalarFieldContainer[int]
     scoring_processes: int
     num_fallback: int
-    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., num_steps: _Optional[int] = ..., next_step: _Optional[int] = ..., completed: _Optional[_Mapping[int, int]] = ..., weights_versions: _Optional[_Iterable[int]] = ..., waits_for: _Optional[str] = ..., closed: _Optional[bool] = ..., silent_seconds: _Optional[_Mapping[int, float]] = ..., gone_ranks: _Optional[_Iterable[int]] = ..., scoring_processes: _Optional[int] = ..., num_fallback: _Optional[int] = ...) -> None: ...
+    detail: RunDetail
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., num_steps: _Optional[int] = ..., next_step: _Optional[int] = ..., completed: _Optional[_Mapping[int, int]] = ..., weights_versions: _Optional[_Iterable[int]] = ..., waits_for: _Optional[str] = ..., closed: _Optional[bool] = ..., silent_seconds: _Optional[_Mapping[int, float]] = ..., gone_ranks: _Optional[_Iterable[int]] = ..., scoring_processes: _Optional[int] = ..., num_fallback: _Optional[int] = ..., detail: _Optional[_Union[RunDetail, _Mapping]] = ...) -> None: ...
+
+class RunDetail(_message.Message):
+    __slots__ = ("unix_ns", "lookahead", "staleness", "large_batch_size", "sub_batch_size", "steps", "sources", "verdict")
+    class SourcesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: SourceRows
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[SourceRows, _Mapping]] = ...) -> None: ...
+    UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    LARGE_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SUB_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    unix_ns: int
+    lookahead: int
+    staleness: int
+    large_batch_size: int
+    sub_batch_size: int
+    steps: _containers.RepeatedCompositeFieldContainer[StepSeen]
+    sources: _containers.MessageMap[str, SourceRows]
+    verdict: Verdict
+    def __init__(self, unix_ns: _Optional[int] = ..., lookahead: _Optional[int] = ..., staleness: _Optional[int] = ..., large_batch_size: _Optional[int] = ..., sub_batch_size: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepSeen, _Mapping]]] = ..., sources: _Optional[_Mapping[str, SourceRows]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ...) -> None: ...
+
+class StepSeen(_message.Message):
+    __slots__ = ("step", "weights_version", "times", "ready_unix_ns", "first_completed_unix_ns", "last_completed_unix_ns")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    READY_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_COMPLETED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    LAST_COMPLETED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    weights_version: int
+    times: PhaseTimes
+    ready_unix_ns: int
+    first_completed_unix_ns: int
+    last_completed_unix_ns: int
+    def __init__(self, step: _Optional[int] = ..., weights_version: _Optional[int] = ..., times: _Optional[_Union[PhaseTimes, _Mapping]] = ..., ready_unix_ns: _Optional[int] = ..., first_completed_unix_ns: _Optional[int] = ..., last_completed_unix_ns: _Optional[int] = ...) -> None: ...
+
+class SourceRows(_message.Message):
+    __slots__ = ("drawn", "picked")
+    DRAWN_FIELD_NUMBER: _ClassVar[int]
+    PICKED_FIELD_NUMBER: _ClassVar[int]
+    drawn: int
+    picked: int
+    def __init__(self, drawn: _Optional[int] = ..., picked: _Optional[int] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("level", "headline", "remedy", "wait_fraction", "selection_seconds", "training_seconds", "step_seconds")
+    class Level(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        LEVEL_UNSPECIFIED: _ClassVar[Verdict.Level]
+        GOOD: _ClassVar[Verdict.Level]
+        STARTING: _ClassVar[Verdict.Level]
+        WAITING: _ClassVar[Verdict.Level]
+        STALLED: _ClassVar[Verdict.Level]
+        FAILED: _ClassVar[Verdict.Level]
+        DONE: _ClassVar[Verdict.Level]
+    LEVEL_UNSPECIFIED: Verdict.Level
+    GOOD: Verdict.Level
+    STARTING: Verdict.Level
+    WAITING: Verdict.Level
+    STALLED: Verdict.Level
+    FAILED: Verdict.Level
+    DONE: Verdict.Level
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    HEADLINE_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FRACTION_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    level: Verdict.Level
+    headline: str
+    remedy: str
+    wait_fraction: float
+    selection_seconds: float
+    training_seconds: float
+    step_seconds: float
+    def __init__(self, level: _Optional[_Union[Verdict.Level, str]] = ..., headline: _Optional[str] = ..., remedy: _Optional[str] = ..., wait_fraction: _Optional[float] = ..., selection_seconds: _Optional[float] = ..., training_seconds: _Optional[float] = ..., step_seconds: _Optional[float] = ...) -> None: ...
 
 class CloseRunRequest(_message.Message):
     __slots__ = ("run", "incarnation")
