@@ -7,10 +7,11 @@ import logging
 import grpc
 
 from selector_server.security.authenticator import Authenticator
+from shared.addresses import is_loopback, with_port
 from shared.config import ServerConfig
 from shared.errors import ConfigError
 from shared.tokens import TokenFile
-from shared.transport import is_loopback, server_credentials, server_options
+from shared.transport import server_credentials, server_options
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def listen(config: ServerConfig) -> tuple[grpc.aio.Server, str]:
     _require_protection(config, has_tokens=not tokens.is_empty)
     interceptors = None if tokens.is_empty else [Authenticator(tokens)]
     server = grpc.aio.server(options=server_options(config.limits), interceptors=interceptors)
-    address = f"{config.host}:{config.port}"
+    address = with_port(config.host, config.port)
     try:
         if config.tls:
             port = server.add_secure_port(address, server_credentials(config.tls))
@@ -37,7 +38,7 @@ def listen(config: ServerConfig) -> tuple[grpc.aio.Server, str]:
             f"can't listen on {address}: {' '.join(str(error).split())}: is another server there? choose another "
             "server.port, or 0 for a free one"
         ) from None
-    return server, f"{config.host}:{port}"
+    return server, with_port(config.host, port)
 
 
 def _require_protection(config: ServerConfig, *, has_tokens: bool) -> None:

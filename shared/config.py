@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -22,6 +22,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from shared.addresses import parse_target
 from shared.branch import Branch, Positive
 from shared.errors import ConfigError
 from shared.limits_config import LimitsConfig
@@ -135,7 +136,8 @@ class ServerConfig(Branch):
 class ClientConfig(Branch):
     """How a trainer reaches its selector: a server's address, or `inline` for selection in the training process."""
 
-    # Or `replay`: train on the selections that an earlier run recorded, whose `train.output` is `replay`.
+    # `host:port`, or the numbers of one server with commas between them. Or `replay`: train on the selections that an
+    # earlier run recorded, whose `train.output` is `replay`.
     selector: str = "127.0.0.1:50051"
     replay: Path | None = None
     # How long to wait for a server that was never reached, and for one that went away or is late.
@@ -152,6 +154,13 @@ class ClientConfig(Branch):
     tls: TlsConfig | None = None
     # Send the token to other than loopback addresses although the call isn't encrypted.
     insecure: bool = False
+
+    @field_validator("selector")
+    @classmethod
+    def _is_address(cls, selector: str) -> str:
+        if selector not in ("inline", "replay"):
+            parse_target(selector)
+        return selector
 
     @model_validator(mode="after")
     def _replay_has_a_recording(self) -> ClientConfig:

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import grpc
 
-from shared.handshake import connection_remedy
+from shared.handshake import connection_trouble
 
 ERROR_KEY = "subbatch-error"
 # gRPC percent-encodes a message into a header and drops it, with the error's name, where headers exceed 8 KiB.
@@ -179,8 +179,7 @@ def from_rpc_error(error: grpc.RpcError, *, doing: str) -> SubbatchError:
     if name in _BY_NAME:
         return _BY_NAME[name](details)
     if is_retryable(error):
-        remedy = connection_remedy(details)
-        return UnavailableError(f"{doing}: {code.name.lower()}: {f'{remedy} ({details})' if remedy else details}")
+        return UnavailableError(f"{doing}: {code.name.lower()}: {connection_trouble(details)}")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return UnauthenticatedError(f"{doing}: {details}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's own, where a message is larger than either side takes

@@ -1,4 +1,4 @@
-"""What to do about a connection that couldn't be set up, from the words of gRPC's TLS library."""
+"""What to do about a connection that couldn't be set up, from the words of gRPC and its TLS library."""
 
 from __future__ import annotations
 
@@ -27,12 +27,21 @@ _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
         "that its CA signed and that hasn't expired (client.tls.certificate and key), as its log says; or it has as "
         "many connections as server.limits.connections allows",
     ),
+    (
+        ("errors resolving",),
+        "the name of client.selector can't be looked up from here: correct it, or the name service",
+    ),
+    (
+        ("Connection refused",),
+        "nobody listens there: start the server, or correct client.selector, which must be the server's address as "
+        "seen from this machine",
+    ),
 )
 
 
-def connection_remedy(details: str) -> str:
-    """What to do about it, or nothing where the words say nothing of a cause on either side."""
+def connection_trouble(details: str) -> str:
+    """What gRPC says of a connection, after what to do about it, where its words tell of a cause on either side."""
     for words, remedy in _REMEDIES:
         if all(word in details for word in words):
-            return remedy
-    return ""
+            return f"{remedy} ({details})"
+    return details

@@ -6,13 +6,13 @@ for it: `keepalive_timeout_ms` alone doesn't catch a stopped process, `ping_time
 
 from __future__ import annotations
 
-import ipaddress
 import logging
+import os
 from pathlib import Path
-from urllib.parse import unquote
 
 import grpc
 
+from shared.addresses import is_loopback, parse_target
 from shared.config import ClientConfig, TlsConfig
 from shared.errors import ConfigError
 from shared.limits_config import LimitsConfig
@@ -40,8 +40,12 @@ CLIENT_OPTIONS: list[tuple[str, int]] = [
     *_COMMON,
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # How long one attempt may take, TLS included, whatever its name says: a distant server, or one to which hundreds of
+    # ranks come back at a time, needs more than a second. Where packets are lost, the kernel repeats after 1 and 3 s.
+    ("grpc.min_reconnect_backoff_ms", 5000),
+    # A server that moved is looked for under its name again.
+    ("grpc.dns_min_time_between_resolutions_ms", 2000),
     # A stream read by one thread needs no second one inside gRPC.
     ("grpc.experimental.ChannelOptions.SingleThreadedUnaryStream", 1),
 ]
@@ -98,18 +102,30 @@ def _certificates(tls: TlsConfig) -> grpc.ServerCertificateConfiguration:
 def open_channel(address: str, tls: TlsConfig | None) -> grpc.Channel:
     """A channel to a server; it connects when it is first used.
 
+    Of the variables that name proxies, `grpc_proxy` alone is heeded, and only with TLS: what `http_proxy` says is about
+    the web, and a proxy would be handed what is meant to stay in a cluster, or can't reach it.
+
+    Args:
+        address: As `shared.addresses` has it.
+        tls: How to encrypt; None: not at all.
+
     Raises:
         ConfigError: a TLS file that can't be read.
     """
+    target = parse_target(address)
+    options: list[tuple[str, int | str]] = [*CLIENT_OPTIONS]
+    if tls is None or not os.environ.get("grpc_proxy"):
+        options.append(("grpc.enable_http_proxy", 0))
     if tls is None:
-        # A proxy would be handed what is meant to stay on this machine.
-        return grpc.insecure_channel(address, options=[*CLIENT_OPTIONS, ("grpc.enable_http_proxy", 0)])
+        return grpc.insecure_channel(target.uri, options=options)
+    if target.certified:
+        options.append(("grpc.ssl_target_name_override", target.certified))
     credentials = grpc.ssl_channel_credentials(
         root_certificates=_read(tls.ca) if tls.ca else None,
         private_key=_read(tls.key) if tls.key else None,
         certificate_chain=_read(tls.certificate) if tls.certificate else None,
     )
-    return grpc.secure_channel(address, credentials, options=CLIENT_OPTIONS)
+    return grpc.secure_channel(target.uri, credentials, options=options)
 
 
 def call_metadata(config: ClientConfig) -> tuple[tuple[str, str], ...]:
@@ -127,23 +143,6 @@ def call_metadata(config: ClientConfig) -> tuple[tuple[str, str], ...]:
             "or client.insecure = true where the network itself is private"
         )
     return ((TOKEN_KEY, TOKEN_PREFIX + token),)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address, with or without a port, as gRPC writes it, stays on this machine whatever a resolver says."""
-    scheme, colon, rest = address.partition(":")
-    if colon and scheme in ("unix", "unix-abstract"):
-        return True
-    if colon and scheme in ("ipv4", "ipv6", "dns"):
-        address = rest.lstrip("/").rpartition("/")[2]
-    address = unquote(address)
-    host = address[1:].partition("]")[0] if address.startswith("[") else address
-    if host.count(":") == 1:
-        host = host.partition(":")[0]
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _read(path: Path) -> bytes:

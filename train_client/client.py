@@ -24,6 +24,7 @@ from train_client.upload import push_messages
 from train_client.waiting import Liveness, Wait
 
 _SLOWEST_PUSH_BYTES_PER_S = 4 << 20
+_NO_SERVER = "start the server, or correct client.selector"
 
 
 class SelectorClient:
@@ -42,6 +43,23 @@ class SelectorClient:
         self._reports = Reports(self._calls, self._liveness, run=run, rank=rank, on_refused=self._stream.fail)
 
     # ---- opening and closing
+
+    def reach(self) -> None:
+        """Make sure that the server can be reached from here, trusts this token and is trusted.
+
+        Raises:
+            UnavailableError: not within client.connect_timeout_s.
+            SubbatchError: it refuses.
+        """
+
+        def asking(timeout_s: float) -> None:
+            runs = self._calls.stub.WatchRun(pb.WatchRunRequest(), timeout=timeout_s, metadata=self._calls.metadata)
+            next(iter(runs), None)  # of this token's runs, of which there may be none
+            runs.cancel()
+
+        self._calls.call(
+            f"reaching {self._config.selector}", asking, patience_s=self._config.connect_timeout_s, remedy=_NO_SERVER
+        )
 
     def open_run(
         self,
@@ -79,7 +97,7 @@ class SelectorClient:
             patience_s=self._config.connect_timeout_s,
             # Opening builds the run's model on the server, which takes longer than a plain call.
             timeout_s=self._config.wait_timeout_s,
-            remedy="start the server, or correct client.selector",
+            remedy=_NO_SERVER,
         )
         self._incarnation = reply.incarnation
         return reply.incarnation, list(reply.missing_versions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -78,7 +79,7 @@ class AccelerateHost:
             )
         self._accelerator = accelerator
         self._given = _given_accumulation(accelerator) if divided_by == "accelerate" else {}
-        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index)
         self.device = accelerator.device
         self.divides_loss = divided_by == "accelerate"
 
@@ -152,7 +153,9 @@ class EngineHost:
     def __init__(self, engine: Any) -> None:
         """Take the engine's place among the ranks."""
         self._engine = engine
-        self.ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        self.ranks = Ranks(
+            torch.distributed.get_rank(), torch.distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", "0"))
+        )
         self.device = torch.device(engine.device)
         self.divides_loss = True
 

@@ -88,6 +88,9 @@ class ServerSource:
     def open(self, info: RunInfo, *, cursor: int, restart: bool) -> None:
         """Open the run on rank 0, push the weights that the server lacks, and subscribe every rank.
 
+        Of several ranks, which may be on hosts of their own, each makes sure first that it reaches the server: else a
+        run would be open and wait for a rank that never comes.
+
         Raises:
             SubbatchError: the same on every rank.
         """
@@ -103,6 +106,8 @@ class ServerSource:
                 trained=self._loaded,
             )
 
+        if self._ranks.world_size > 1:
+            self._ranks.require_all(self._client.reach)
         self._incarnation, missing = self._ranks.on_first(opening)
         self._client.attach(self._incarnation, from_step=cursor, num_steps=info.timing.num_steps)
         self._client.skip_to(self._fallback.end)

@@ -12,6 +12,7 @@ import time
 import grpc
 
 from shared.errors import ERROR_KEY, UnavailableError, is_retryable
+from shared.handshake import connection_trouble
 from shared.pb.v1 import selector_pb2 as pb
 from train_client.calls import LOG_EVERY_S, REMEDY, Calls
 
@@ -52,7 +53,8 @@ class Liveness:
                 self.answered()
                 return f"the server refuses to say: {error.details()}"
             self._away_since = asked if self._away_since is None else self._away_since
-            why = "is connected but doesn't answer" if error.code() is _LATE else f"can't be reached: {error.details()}"
+            is_late, trouble = error.code() is _LATE, connection_trouble(error.details() or "")
+            why = "doesn't answer: it stands still, or packets are lost" if is_late else f"can't be reached: {trouble}"
             return f"network or server: {calls.config.selector} {why}"
         except (StopIteration, ValueError):  # the server ended the stream, or this side closed the channel
             return f"network or server: {calls.config.selector} ended the conversation"

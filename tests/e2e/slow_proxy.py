@@ -1,4 +1,4 @@
-"""A TCP relay on loopback that holds every piece of data back for a random while."""
+"""A TCP relay on loopback that holds every piece of data back for a while, random or always the same."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import threading
 class SlowProxy:
     """Relays `address` for the length of a `with` block; connect to `self.address` instead."""
 
-    def __init__(self, address: str, *, seed: int, most_s: float = 0.03) -> None:
+    def __init__(self, address: str, *, seed: int, least_s: float = 0.0, most_s: float = 0.03) -> None:
         self._host, port = address.rsplit(":", 1)
-        self._port, self._random, self._most_s = int(port), random.Random(seed), most_s
-        self.address = ""
+        self._port, self._random, self._seconds = int(port), random.Random(seed), (least_s, most_s)
+        self.address, self.connections = "", 0
 
     def __enter__(self) -> SlowProxy:
         started = threading.Event()
@@ -36,13 +36,14 @@ class SlowProxy:
         self._loop.run_forever()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         up_reader, up_writer = await asyncio.open_connection(self._host, self._port)
         await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer))
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(1 << 16):
-                await asyncio.sleep(self._random.uniform(0.0, self._most_s))
+                await asyncio.sleep(self._random.uniform(*self._seconds))
                 writer.write(data)
                 await writer.drain()
         writer.close()

@@ -16,6 +16,7 @@ from selector_server.journal import Journal
 from selector_server.listening import listen
 from selector_server.run_engine import build_engine
 from selector_server.server import add_service
+from shared.addresses import with_port
 from shared.config import Config, ModelConfig, SelectionConfig, ServerConfig
 from shared.dataset import Store
 from shared.model import adapter_to_json, base_fingerprint, load_base_model, trainable_tensors
@@ -53,7 +54,7 @@ class LiveServer:
 
     @property
     def address(self) -> str:
-        return f"localhost:{self._port}"
+        return with_port(str(self._config["host"]), self._port)
 
     def start(self) -> None:
         ready = threading.Event()

@@ -35,10 +35,9 @@ from shared.weights import encode_weights
 from shared.wire import decode_selection, same_selection
 from tests.e2e.slow_proxy import SlowProxy
 from tests.service.harness import Job, LiveServer
-from tests.service.trainers import ArithmeticTrainer, computed
+from tests.service.trainers import ArithmeticTrainer, ThreadRanks, computed
 from tests.support import World
 from train_client.client import SelectorClient
-from train_client.ranks import Ranks
 from train_client.reports import Reports
 
 TIMINGS = [(2, 1), (1, 3)]
@@ -156,25 +155,6 @@ def test_a_checkpoint_made_while_the_server_is_away_binds_the_job_that_goes_on_t
         again.train(12 - again.cursor)
     for step in range(checkpoint["cursor"], 12):
         assert same_selection(again.selections[step], trainer.selections[step]), f"step {step}"
-
-
-class ThreadRanks(Ranks):
-    """Ranks that are threads of this process."""
-
-    def meet(self, barrier: threading.Barrier, results: dict[int, Any]) -> ThreadRanks:
-        object.__setattr__(self, "_meeting", (barrier, results))
-        return self
-
-    def gather(self, action: Any) -> list[Any]:
-        barrier, results = self._meeting  # type: ignore[attr-defined]
-        results[self.rank] = action()
-        barrier.wait(60)
-        everything = [results[rank] for rank in range(self.world_size)]
-        barrier.wait(60)
-        return everything
-
-    def on_first(self, action: Any) -> Any:
-        return self.gather(lambda: action() if self.is_first else None)[0]
 
 
 def test_all_ranks_do_without_a_selection_that_one_of_them_cannot_get(server: LiveServer, job: Job) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import threading
 from collections.abc import Collection
 from typing import Any
 
@@ -100,6 +101,25 @@ class ArithmeticTrainer:
 
     def __exit__(self, *_: object) -> None:
         self.source.close()
+
+
+class ThreadRanks(Ranks):
+    """Ranks that are threads of this process."""
+
+    def meet(self, barrier: threading.Barrier, results: dict[int, Any]) -> ThreadRanks:
+        object.__setattr__(self, "_meeting", (barrier, results))
+        return self
+
+    def gather(self, action: Any) -> list[Any]:
+        barrier, results = self._meeting  # type: ignore[attr-defined]
+        results[self.rank] = action()
+        barrier.wait(60)
+        everything = [results[rank] for rank in range(self.world_size)]
+        barrier.wait(60)
+        return everything
+
+    def on_first(self, action: Any) -> Any:
+        return self.gather(lambda: action() if self.is_first else None)[0]
 
 
 def computed(server: LiveServer, job: Job, info: RunInfo, without: Collection[int]) -> dict[int, Selection]:

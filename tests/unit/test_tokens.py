@@ -9,7 +9,7 @@ import pytest
 from shared.config import ClientConfig, Config, ServerConfig, TlsConfig, load_config
 from shared.errors import ConfigError
 from shared.tokens import TokenFile, own_token
-from shared.transport import call_metadata, is_loopback
+from shared.transport import call_metadata
 
 ALICE, BOB, NEW = ("0123456789abcdef-" + name for name in ("alice", "bob", "new"))
 
@@ -100,32 +100,6 @@ def test_tokens_of_the_environment_are_no_part_of_the_configuration(monkeypatch:
     monkeypatch.setenv("SUBBATCH_TOKENZ", "x")
     with pytest.raises(ConfigError, match="SUBBATCH_TOKENZ names no key"):
         load_config(None)
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1:1",
-        "127.9.9.9:1",
-        "localhost:1",
-        "[::1]:1",
-        "::1",
-        "unix:/run/x",
-        "ipv4:127.0.0.1:1",
-        "dns:///localhost:1",
-    ],
-)
-def test_addresses_of_this_machine(address: str) -> None:
-    assert is_loopback(address)
-
-
-@pytest.mark.parametrize(
-    "address",
-    ["", "10.0.0.1:1", "0.0.0.0", "[::]:1", "::", "localhost.example.org:1", "127.0.0.1.example.org:1", "2130706433:1",
-     "dns:///example.org:1", "dns://127.0.0.1/example.org:1", "ipv6:[2001:db8::1]:1", "127.1:1", "xds:///localhost"],
-)  # fmt: skip
-def test_addresses_of_other_machines_and_doubtful_ones(address: str) -> None:
-    assert not is_loopback(address)
 
 
 def test_a_token_goes_over_a_network_only_encrypted_or_where_that_is_asked_for(file: Path) -> None:
