@@ -54,7 +54,8 @@ class SelectionEngine:
             seed: The run's seed.
 
         Raises:
-            ModelError: a model that can't be split or has no V projection to perturb, or too small a vocabulary.
+            ModelError: a model that can't be split or has no V projection to perturb, whose gradients the estimator
+                can't take, or too small a vocabulary.
         """
         self._store, self._selection, self._seed = store, selection, seed
         self._model = model
@@ -67,6 +68,7 @@ class SelectionEngine:
             self._scorer = Scorer(
                 model, self._device, gradient_of=selection.gradient_of, num_blocks=selection.num_blocks
             )
+            self._scorer.rehearse(selection)
 
     def load(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put one version of the weights into the model; names and shapes have been checked against the run's."""

@@ -10,9 +10,11 @@ import copy
 import dataclasses
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from selector_server.engine import SelectionEngine
 from selector_server.run import Run
@@ -80,6 +82,7 @@ def model_of(base: Any, info: RunInfo) -> Any:
         parameter.requires_grad_(not info.adapter_json and name in trained)
     if info.adapter_json:
         model = add_adapter(model, info.adapter_json)
+        _own_what_is_trained(model, shared_tensors)
     model.eval()
     mine = {spec.name: spec.shape for spec in tensor_specs(trainable_tensors(model))}
     theirs = {spec.name: spec.shape for spec in info.trainable}
@@ -90,6 +93,16 @@ def model_of(base: Any, info: RunInfo) -> Any:
             f"{len(mine)}; differing: {differing}: load the same model and adapter on both sides"
         )
     return model
+
+
+def _own_what_is_trained(model: Any, shared_tensors: Iterable[Tensor]) -> None:
+    """Give a run its own copy of what it trains of the base, such as biases: other runs have the base's."""
+    is_shared = {id(tensor) for tensor in shared_tensors}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) in is_shared:
+                setattr(module, name, nn.Parameter(parameter.detach().clone()))
+                parameter.requires_grad_(False)
 
 
 def select_step(

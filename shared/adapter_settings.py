@@ -21,7 +21,7 @@ _MAX_LAYER = 1 << 16
 _DEFAULT_RANK = 8
 # A module's name, whole or its last part.
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,512}")
-# A pattern of names without repetition or choice, which takes no longer to match than to read.
+# Of names, without repetition or choice.
 _PATTERN = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\\.){1,512}\$?")
 
 
@@ -49,12 +49,17 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def is_pattern(text: str) -> bool:
+    """Whether a selector takes this pattern of names, which takes no longer to match than to read."""
+    return bool(_PATTERN.fullmatch(text))
+
+
 def _by_pattern(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
     def check(value: Any) -> bool:
         return (
             isinstance(value, dict)
             and len(value) <= _MAX_NAMES
-            and all(_PATTERN.fullmatch(key) and of(each) for key, each in value.items())
+            and all(is_pattern(key) and of(each) for key, each in value.items())
         )
 
     return check

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from shared.adapter_settings import read_adapter_settings
+from shared.adapter_settings import is_pattern, read_adapter_settings
 from shared.config import LoraSettings, ModelConfig
 from shared.errors import ConfigError, ModelError
 
@@ -104,16 +105,31 @@ def adapter_to_json(model: Any) -> str:
     config = model.active_peft_config
     if not isinstance(config, LoraConfig):
         raise ModelError(f"adapter type {config.peft_type} isn't supported: use LoRA, or full fine-tuning")
-    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    settings: dict[str, Any] = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     if any(isinstance(settings[key], str) for key in ("target_modules", "exclude_modules")):
         # A selector takes names, not patterns that may take for ever to match: these are what they matched here.
         settings["target_modules"] = sorted(model.base_model.targeted_module_names)
         settings["exclude_modules"] = None
+    tuner = model.base_model
+    targets = [*tuner.targeted_module_names, *tuner.targeted_parameter_names]
+    for key in ("rank_pattern", "alpha_pattern"):
+        settings[key] = _pattern_of_names(settings[key], targets)
     # Where and by which release the adapter was made says nothing about what it is; a run outlives an upgrade of PEFT.
     for local in _LOCAL_SETTINGS:
         settings.pop(local, None)
     settings["peft_type"], settings["task_type"] = "LORA", "CAUSAL_LM"
     return json.dumps({k: v for k, v in settings.items() if v is not None}, sort_keys=True, default=str)
+
+
+def _pattern_of_names(values: Mapping[str, Any], targets: Iterable[str]) -> dict[str, Any]:
+    """The same values by the names of the targets, where a selector doesn't take a pattern or their order matters.
+
+    PEFT takes the first pattern that matches, and JSON has no order.
+    """
+    matches = {target: [key for key in values if re.match(rf"(.*\.)?({key})$", target)] for target in targets}
+    if all(len(keys) < 2 for keys in matches.values()) and all(map(is_pattern, values)):
+        return dict(values)
+    return {"^" + target.replace(".", r"\.") + "$": values[keys[0]] for target, keys in matches.items() if keys}
 
 
 def trainable_parameters(model: Any) -> dict[str, nn.Parameter]:
@@ -133,8 +149,13 @@ def trainable_parameters(model: Any) -> dict[str, nn.Parameter]:
         # which a shard doesn't have.
         every = dict(model.named_parameters(remove_duplicate=False))
         adapter = model.active_adapter
-        named = get_peft_model_state_dict(model, state_dict=every, adapter_name=adapter, save_embedding_layers=False)
-        if len(named) != len(trained) or {*map(id, named.values())} != {*map(id, trained.values())}:
+        state = get_peft_model_state_dict(model, state_dict=every, adapter_name=adapter, save_embedding_layers=False)
+        # The first of several names, which tied weights have and, with `bias`, those of saved modules; the original of
+        # a saved module isn't trained.
+        trained_names = [name for name in state if ".original_module." not in name]
+        names = {id(state[name]): name for name in sorted(trained_names, reverse=True)}
+        named = {name: state[name] for name in names.values()}
+        if names.keys() != {*map(id, trained.values())}:
             raise ModelError(
                 f"the adapter's state holds {len(named)} tensors but {len(trained)} are trained, or others: train only "
                 "what the PEFT config names, such as modules_to_save"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 # Logits at one time: the block that one thread's cache makes fastest, and one that keeps a GPU busy.
@@ -58,6 +59,8 @@ class Head:
             width: d.
             logit_map: What follows it.
         """
+        if isinstance(module, ModulesToSaveWrapper):
+            module = module.modules_to_save[module.active_adapters[0]]
         if type(module) is nn.Linear:
             return cls(module.weight, module.bias, logit_map)
         like = next(module.parameters())

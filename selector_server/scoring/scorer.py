@@ -94,6 +94,21 @@ class Scorer:
         """Score with the model's weights of now; call it after they changed."""
         self._split.refresh()
 
+    def rehearse(self, selection: SelectionConfig) -> None:
+        """Score a made-up row in the way that a run will, so that what can't be done is known before it trains.
+
+        Raises:
+            ModelError: this model can't be scored in that way.
+        """
+        ids = np.arange(6, dtype=np.int32) % self._split.vocab_size
+        try:
+            self.score([Row(ids, 3)], Probes(self.shape, seed=0, step=0, count=1), selection)
+        except (RuntimeError, NotImplementedError) as error:
+            raise ModelError(
+                f"estimator {selection.estimator!r} can't be used with this model: {error}: use 'central', which needs "
+                "forward passes alone"
+            ) from error
+
     def weight(self) -> npt.NDArray[np.float32]:
         """What is perturbed, as of the last `refresh`, in the shape of a probe."""
         return np.array(self._split.tail.weight.cpu().numpy(), dtype=np.float32)

@@ -152,19 +152,24 @@ class Split:
         return called[called.index(self.layers[-1]) + 1 :]
 
     def _verify(self) -> None:
-        """Compare the tail's logits with the model's, in the model's own dtype, where they are equal bit for bit."""
+        """Compare the tail's logits with the model's, in the model's own dtype, where they are equal bit for bit.
+
+        The tail in float32 is compared, too, where that is the model's dtype: DoRA is computed in another way there.
+        """
         sample = self._sample()
         # The class's forward: an instance's may have been wrapped in autocast by Accelerate.
         expected = type(self._model).forward(self._model, input_ids=sample, use_cache=False, return_dict=True).logits
         expected = expected.flatten(0, 1)
+        found = []
         try:
             for dtype in (torch.float32, None):
                 self.tail.take(dtype)
-                plain = self.tail.logits(self.tail.hidden(self.trunk(sample, dtype=dtype)))
+                found.append(self.tail.logits(self.tail.hidden(self.trunk(sample, dtype=dtype))))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(f"{self._kind}: its last layer can't run alone in float32: {error}") from error
         maps = _logit_maps(self._config)
-        off = [(logit_map(plain) - expected).abs().max().item() for logit_map in maps]
+        compared = found if expected.dtype == torch.float32 else found[1:]
+        off = [max((logit_map(plain) - expected).abs().max().item() for plain in compared) for logit_map in maps]
         best, scale = min(range(len(maps)), key=off.__getitem__), expected.abs().max().item()
         if not off[best] <= max(1e-5, 4 * torch.finfo(expected.dtype).eps) * scale:
             raise ModelError(

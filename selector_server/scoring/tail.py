@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selector_server.scoring.dora import Norms
 from selector_server.scoring.head import Head, LogitMap
 from selector_server.scoring.v_projection import VProjection
 
@@ -83,6 +84,7 @@ class Tail:
         self._pairs: dict[nn.Module, nn.Module] = {}
         self.layers = [self._copy(module) for module in layers]
         self._after, self._last = [self._copy(module) for module in after], self._copy(head)
+        self._norms = [Norms(twin) for twin in self._pairs.values() if Norms.are_in(twin)]
         self.v: nn.Module | None = None if v is None else self.layers[-1].get_submodule(v.module)
         self.v_rows = None if v is None else v.rows
         self.logit_map = LogitMap()
@@ -90,10 +92,12 @@ class Tail:
         self._width = width
 
     def take(self, dtype: torch.dtype | None = torch.float32) -> None:
-        """Take the model's weights of now, as `dtype`; None leaves each as it is. Equal ones share memory."""
+        """Take the model's weights of now, as `dtype`; None leaves each, and DoRA, as is. Equal ones share memory."""
         for module, twin in self._pairs.items():
             twin._parameters = {n: p if p is None else cast(p.detach(), dtype) for n, p in module._parameters.items()}
             twin._buffers = {n: b if b is None else cast(b.detach(), dtype) for n, b in module._buffers.items()}
+        for norms in self._norms:
+            norms.release() if dtype is None else norms.hold()
         self.head = Head.of(self._last, self._width, self.logit_map)
 
     @property

@@ -113,14 +113,45 @@ def test_many_probes_in_blocks_of_the_weights_rows_give_what_one_block_gives(mon
     np.testing.assert_allclose(found.c, expected.c, atol=1e-6 * np.abs(expected.c).max())
 
 
-def test_module_that_is_called_twice_has_no_exact_gradient_and_says_so():
-    model = with_lora(tiny_model("llama"), use_dora=True, lora_dropout=0.0)
-    central, _, _ = score(model, make_rows(3))
-    assert np.isfinite(central.c).all()
-    with pytest.raises(
-        ModelError, match=r"1 of 1 trained linear modules are called 2 times .* use estimator 'central'"
-    ):
-        score(model, make_rows(3), estimator="exact")
+class Twice(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return (self.inner(x) + self.inner(x)) / 2
+
+
+def test_module_that_is_called_twice_has_no_exact_gradient_which_a_rehearsal_says():
+    model = tiny_model("llama")
+    model.model.layers[-1].mlp.down_proj = Twice(model.model.layers[-1].mlp.down_proj)
+    selection = SelectionConfig(preset="matched")
+    scorer = Scorer(model, "cpu", gradient_of="last_blocks")
+    with pytest.raises(ModelError, match=r"1 of 7 trained linear modules are called 2 times .* estimator 'central'"):
+        scorer.rehearse(selection)
+    Scorer(model, "cpu").rehearse(SelectionConfig())
+
+
+class NoForwardMode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 1.0 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def test_operation_without_a_forward_mode_derivative_is_noticed_before_training():
+    class Projection(torch.nn.Linear):
+        def forward(self, x):
+            return NoForwardMode.apply(super().forward(x))
+
+    model = tiny_model("llama")
+    model.model.layers[-1].self_attn.o_proj.__class__ = Projection
+    with pytest.raises(ModelError, match=r"estimator 'jvp' can't be used with this model"):
+        Scorer(model, "cpu").rehearse(SelectionConfig(estimator="jvp"))
+    Scorer(model, "cpu").rehearse(SelectionConfig(estimator="exact"))
 
 
 def test_scoring_leaves_no_graph_and_no_gradient_behind():
