@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from shared.config import load_config
 from tests.deploy.tools import DEPLOY, REPOSITORY, check, files, name
 from tests.support import ENVIRONMENT
 from train_client.process import free_port
@@ -103,6 +104,12 @@ def test_what_the_compose_file_starts_trains_the_demo_over_tls(tmp_path: Path) -
     again = start("inputs")
     assert again.wait(30) == 0
     assert "is ready" in (tmp_path / "inputs.log").read_text()
+    for_kubernetes = tmp_path / "kubernetes.toml"
+    for_kubernetes.write_text((DEPLOY / "kubernetes/demo/run.toml").read_text().replace("/data", str(tmp_path)))
+    made, wanted = load_config(tmp_path / "demo/run.toml"), load_config(for_kubernetes)
+    for branch in ("model", "data", "selection", "run"):
+        assert getattr(wanted, branch) == getattr(made, branch), f"the demo on Kubernetes has another [{branch}]"
+
     steps = {"SUBBATCH_RUN__NUM_STEPS": "24"}
     server = start("selector", sys.executable, "-m", "selector_server", SUBBATCH_SERVER__PORT=port, **steps)
     try:

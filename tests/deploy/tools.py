@@ -21,6 +21,7 @@ DEPLOY = REPOSITORY / "deploy"
 _VENV, _DEBIAN = "make .venv/.ready", "apt-get install --no-install-recommends"
 _INSTALL = {
     "hadolint": _VENV,
+    "kubernetes-validate": _VENV,
     "shellcheck": _VENV,
     "promtool": f"{_DEBIAN} prometheus",
     "docker-compose": f"{_DEBIAN} docker-compose",
