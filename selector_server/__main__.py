@@ -6,6 +6,7 @@ import argparse
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from shared.cli import add_config_argument, make_console, read_config, run_command
 from shared.errors import ConfigError
@@ -64,9 +65,14 @@ def main() -> None:
     certs.add_argument("--days", type=int, default=30, help="how long they are valid (default %(default)s)")
 
     bench = commands.add_parser("bench", help="measure this machine: speed, or how well sub-batches match")
-    bench.add_argument("name", choices=["scoring", "facility-location", "gradient-match", "overhead", "subscribers"])
+    bench.add_argument(
+        "name", choices=["scoring", "facility-location", "gradient-match", "overhead", "subscribers", "store"]
+    )
     bench.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for result.json and the picture")
     bench.add_argument("--quick", action="store_true", help="under five minutes on two cores")
+    bench.add_argument(
+        "--rows", type=int, metavar="N", help="store: rows of the large store (default 10,000,000; 1,000,000 if quick)"
+    )
     bench.add_argument(
         "--config", type=Path, metavar="FILE", help="gradient-match: this model and store; overhead: this token and TLS"
     )
@@ -170,11 +176,15 @@ def _bench(arguments: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError(
             f"bench {arguments.name} takes no configuration (given {arguments.config} {rest}): leave it out"
         )
-    config = {"config": read_config(arguments, rest)} if on_own_model else {}
+    if arguments.rows is not None and arguments.name != "store":
+        raise ConfigError(f"bench {arguments.name} has no --rows (given {arguments.rows}): leave it out")
+    settings: dict[str, Any] = {"config": read_config(arguments, rest)} if on_own_model else {}
+    if arguments.rows is not None:
+        settings["rows"] = arguments.rows
     module = import_module(f"selector_server.bench.{arguments.name.replace('-', '_')}")
     make_folder(arguments.out)
     console = make_console()
-    module.run(out=arguments.out, quick=arguments.quick, console=console, **config)
+    module.run(out=arguments.out, quick=arguments.quick, console=console, **settings)
     console.print(f"result.json and the picture are in {arguments.out}")
 
 

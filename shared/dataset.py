@@ -123,6 +123,8 @@ class Store:
         path = Path(path)
         manifest = _read_manifest(path)
         mapped = _map_rows(path, manifest)
+        # Every draw asks for the lengths of its rows, wherever they are in the store.
+        mapped.prefetch(batch.column("input_ids").buffers()[1] for batch in mapped.batches)
         return cls(path, manifest, mapped.batches, mapped)
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ back (they stay in the system's cache, and come back when they are read again).
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,8 +17,9 @@ from shared.errors import DataError
 
 # What one access may bring in: the system maps 16 pages around one that is read.
 ACCESS_BYTES = 16 * mmap.PAGESIZE
-_BUDGET_BYTES = 1 << 26
-_DONT_NEED: int | None = getattr(mmap, "MADV_DONTNEED", None)  # not on Windows, where the system decides
+_BUDGET_BYTES = 1 << 27
+# Not on Windows, where the system decides.
+_CAN_ADVISE = hasattr(mmap, "MADV_DONTNEED")
 
 
 class MappedRows:
@@ -37,10 +38,15 @@ class MappedRows:
         try:
             with file.open("rb") as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
+            if _CAN_ADVISE:  # descriptions are a page here and there: nothing around them is wanted
+                self._map.madvise(mmap.MADV_RANDOM)
+            self._whole = pa.py_buffer(self._map)
+            reader = pa.ipc.open_file(pa.BufferReader(self._whole))
             self.batches: Sequence[pa.RecordBatch] = [reader.get_batch(n) for n in range(reader.num_record_batches)]
             for batch in self.batches:
                 batch.validate()
+            if _CAN_ADVISE:
+                self._map.madvise(mmap.MADV_NORMAL)
             columns = ", ".join(f"{field.name} {field.type}" for field in reader.schema)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{file} is not an Arrow file that can be read: {error}; prepare the data again") from None
@@ -49,9 +55,20 @@ class MappedRows:
             raise DataError(f"{file} has the columns {columns}, a store has {wanted}: prepare the data again")
         self._read = 0
 
+    def prefetch(self, buffers: Iterable[pa.Buffer | None]) -> None:
+        """Have the system read parts of the file into its cache, meanwhile; that isn't memory of this process."""
+        if not _CAN_ADVISE:
+            return
+        for buffer in buffers:
+            if buffer is None or not buffer.size:  # of a batch without rows
+                continue
+            start = buffer.address - self._whole.address
+            first = start - start % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, first, start + buffer.size - first)
+
     def account(self, num_bytes: int) -> None:
         """Say that so much was read. Views of the batches stay good, whatever is given back."""
         self._read += num_bytes
-        if self._read > _BUDGET_BYTES and _DONT_NEED is not None:
-            self._map.madvise(_DONT_NEED)
+        if self._read > _BUDGET_BYTES and _CAN_ADVISE:
+            self._map.madvise(mmap.MADV_DONTNEED)
             self._read = 0

@@ -28,6 +28,10 @@ from shared.dataset import (
     TokenizerInfo,
 )
 
+# As many as a writer should hand over at a time: fewer make a store of many rows slow to open. The tokens of a batch
+# have to fit 32 bits, and memory.
+ROWS_PER_BATCH, TOKENS_PER_BATCH = 1 << 16, 1 << 24
+
 
 def write_store(
     folder: Path,
