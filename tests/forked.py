@@ -23,7 +23,8 @@ from typing import TextIO
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["pytest", "tests.e2e.forked", "selector_server.server", "selector_server.prepare", "train_client.train"]
+    # DeepSpeed, too: Accelerate imports it wherever it is installed.
+    ["pytest", "tests.e2e.forked", "selector_server.server", "selector_server.prepare", "train_client.train", "deepspeed"]
 )
 
 

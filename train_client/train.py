@@ -9,6 +9,7 @@ rest is what any loop has.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -149,6 +150,7 @@ def make_accelerator(config: Config) -> Any:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         PartialState(cpu=True)  # or DeepSpeed's plugin would settle on another device first
     try:
         accelerator = Accelerator(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -52,11 +53,11 @@ def status_table(address: str, runs: Sequence[pb.RunStatus]) -> Table:
     return table
 
 
-def verdict_line(status: pb.RunStatus) -> Text:
+def verdict_line(status: pb.RunStatus) -> RenderableType:
     """Who waits for whom in a run, and what helps."""
     verdict = status.detail.verdict
     mark, style = LEVELS[verdict.level]
     line = Text.assemble((f"{status.run}: ", "bold"), (mark, f"bold {style}"), f"  {verdict.headline}")
-    if verdict.remedy:
-        line.append(f"\n    what helps: {verdict.remedy}", "dim")
-    return line
+    if not verdict.remedy:
+        return line
+    return Group(line, Padding(Text(f"what helps: {verdict.remedy}", "dim"), (0, 0, 0, 4)))

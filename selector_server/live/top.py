@@ -57,7 +57,8 @@ def view(address: str, runs: Sequence[pb.RunStatus], *, age_s: float, width: int
         age_s: How old what is known of them is.
         width: Of the terminal, in columns.
     """
-    head = Text.assemble(("subbatch selector ", "bold"), address, f", {len(runs)} runs; Ctrl-C ends")
+    count = f", {len(runs)} run{'s' * (len(runs) != 1)}; Ctrl-C ends"
+    head = Text.assemble(("subbatch selector ", "bold"), address, count)
     if age_s > 3.0:
         head.append(f"\n▲ the server hasn't answered for {age_s:.0f} s: what is shown is as old", "bold red")
     if not runs:

@@ -7,6 +7,7 @@ user would run it; what they printed is in `logs/`.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -164,6 +165,8 @@ def run_demo(out: Path, *, steps: int, inputs_only: bool = False) -> None:
     is_demo = marker.is_file() and marker.read_text().startswith(_CONFIG.splitlines()[0])
     if out.exists() and any(out.iterdir()) and not is_demo:
         raise SubbatchError(f"{out} holds files that no demo wrote: choose another --out, or empty it")
+    # DeepSpeed, where it is installed, would look for a GPU and complain that there is none.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     shutil.rmtree(out, ignore_errors=True)
     (out / "logs").mkdir(parents=True)
     demo = Demo(out, steps, Console())
