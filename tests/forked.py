@@ -23,8 +23,14 @@ from typing import TextIO
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    # DeepSpeed, too: Accelerate imports it wherever it is installed.
-    ["pytest", "tests.e2e.forked", "selector_server.server", "selector_server.prepare", "train_client.train", "deepspeed"]
+    [
+        "pytest",
+        "tests.e2e.forked",
+        "selector_server.server",
+        "selector_server.prepare",
+        "train_client.train",
+        "deepspeed",  # which Accelerate imports wherever it is installed
+    ]
 )
 
 
