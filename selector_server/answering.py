@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,6 +16,9 @@ from selector_server.security.caller import current_caller
 from shared.errors import SubbatchError, WireError, to_status
 
 logger = logging.getLogger(__name__)
+
+# By method and status, how many calls this process has refused. Methods that don't exist never get here.
+REFUSED: Counter[tuple[str, str]] = Counter()
 
 
 def unary(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,6 +54,7 @@ def stream(method: Callable[..., Any]) -> Callable[..., Any]:
 async def refuse(context: grpc.aio.ServicerContext, method: str, error: SubbatchError) -> None:
     """End a call with an error's status; raises what gRPC ends calls with."""
     code, message, metadata = to_status(error)
+    REFUSED[method.rpartition("/")[2], code.name] += 1
     # What a caller sent may be in the message, and must not begin a line of its own in the log.
     logger.warning(
         "%s from %s%s refused: %s: %s",

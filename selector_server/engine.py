@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from selector_server.counted import Counted
 from selector_server.kept import Kept, made_here
 from selector_server.picker import Picker
 from selector_server.scoring.probes import Probes
@@ -31,12 +32,14 @@ class Selected:
         times: How long each phase took.
         history: What the next step's selection needs of the past; empty where it needs nothing.
         kept: What the rows were picked from; None where nothing was scored.
+        counted: Rows and tokens drawn and picked.
     """
 
     selection: Selection
     times: PhaseTimes
     history: bytes
     kept: Kept | None
+    counted: Counted
 
 
 class SelectionEngine:
@@ -111,7 +114,7 @@ class SelectionEngine:
         )
         shape = probes.shape if probes else ()
         kept = Kept(batch, scores, shape, made_here(self._device)) if scores else None
-        return Selected(selection, times, after, kept)
+        return Selected(selection, times, after, kept, Counted.of(self._store, batch, selection))
 
     def score(self, rows: npt.NDArray[np.int64], probes: Probes | None) -> Scores:
         """Score rows of the store, int64 [b], with the weights the model holds now; without probes, their losses."""

@@ -47,7 +47,13 @@ async def _to_the_end(section: Coroutine[Any, Any, T]) -> T:
 
 
 class Host:
-    """The runs of one server."""
+    """The runs of one server.
+
+    Attributes:
+        folder: Holds a journal for each run.
+        max_runs: Most runs that may be open at a time.
+        scoring_processes: How many there are.
+    """
 
     def __init__(
         self,
@@ -66,15 +72,15 @@ class Host:
         Args:
             store: The rows that runs draw from.
             fingerprints: What trainers must agree with.
-            folder: Holds a journal for each run.
+            folder: As the attribute.
             build: Makes the engine of a run; it and its engines are used in the worker thread alone.
-            max_runs: Most runs that may be open at a time.
+            max_runs: As the attribute.
             rank_lease_s: How long a rank without a stream may be silent before others no longer wait for it.
-            scoring_processes: How many there are, for those who ask.
+            scoring_processes: As the attribute.
             open_journal: Opens the journal in a run's folder.
         """
-        self._store, self._fingerprints, self._folder = store, fingerprints, folder
-        self._max_runs, self._open_journal = max_runs, open_journal
+        self._store, self._fingerprints, self.folder = store, fingerprints, folder
+        self.max_runs, self._open_journal = max_runs, open_journal
         self._rank_lease_s, self.scoring_processes = rank_lease_s, scoring_processes
         self._runs: dict[str, HostedRun] = {}
         self._scheduler = Scheduler(self._runs, build=build)
@@ -136,6 +142,12 @@ class Host:
     def names(self) -> list[str]:
         """All runs, by name."""
         return sorted(self._runs)
+
+    @property
+    def open_runs(self) -> list[HostedRun]:
+        """Those that are open, by name."""
+        runs = (hosted for _, hosted in sorted(self._runs.items()))
+        return [hosted for hosted in runs if hosted.run.incarnation and not hosted.run.closed]
 
     async def open(
         self,
@@ -216,14 +228,14 @@ class Host:
             ConfigError: the server is full.
         """
         others = sorted(n for n, hosted in self._runs.items() if not hosted.run.closed and n != name)
-        if len(others) >= self._max_runs:
+        if len(others) >= self.max_runs:
             raise ConfigError(
-                f"run {name!r} finds no room: server.max_runs is {self._max_runs}, and open are {', '.join(others)}: "
+                f"run {name!r} finds no room: server.max_runs is {self.max_runs}, and open are {', '.join(others)}: "
                 "let one of them end, raise server.max_runs, or use another server"
             )
 
     def _add(self, name: str) -> HostedRun:
-        hosted = HostedRun(Run(self._open_journal(self._folder / name)), rank_lease_s=self._rank_lease_s)
+        hosted = HostedRun(Run(self._open_journal(self.folder / name)), rank_lease_s=self._rank_lease_s)
         self._runs[name] = hosted
         return hosted
 
@@ -330,6 +342,7 @@ class Host:
         await _to_the_end(locked())
         logger.info("run %s has weights version %d, %d bytes", name, version, len(payload))
         hosted.receive_seconds[version] = time.perf_counter() - began
+        hosted.tally.pushed(len(payload), hosted.receive_seconds[version])
         self.notify_watchers(hosted)
 
     async def close_run(self, name: str, incarnation: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from selector_server.changes import Signal
+from selector_server.counted import Counted
 from selector_server.deadline import Pace
 from selector_server.engine import SelectionEngine
 from selector_server.leases import Leases, ranks_in_words
@@ -16,6 +17,7 @@ from selector_server.live.recent import Recent
 from selector_server.outgoing import Outgoing
 from selector_server.run import Run
 from selector_server.run_engine import Pushed
+from selector_server.tally import Tally
 from shared.pb.v1 import selector_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class HostedRun:
         pushed: The newest weights that no selection has loaded yet; None where there are none, or on the disk alone.
         recent: The newest steps, for those who look at the run.
         receive_seconds: By version, how long its push took, until the selection that uses it first tells the ranks.
+        tally: What was done for it, for metrics.
     """
 
     def __init__(self, run: Run, *, rank_lease_s: float) -> None:
@@ -42,6 +45,7 @@ class HostedRun:
         self.engine: SelectionEngine | None = None
         self.pushed: Pushed | None = None
         self.receive_seconds: dict[int, float] = {}
+        self.tally = Tally()
         self._rank_lease_s = rank_lease_s
         self._there_since: dict[int, float] = {}
         self.pace = Pace(0, time.monotonic())
@@ -58,8 +62,9 @@ class HostedRun:
         self.leases = Leases(self.run.completed, lease_s=self._rank_lease_s, now=now)
         self.recent = Recent(self.run.completed)
 
-    def selected(self, message: pb.SelectionMessage, *, journal_seconds: float) -> None:
+    def selected(self, message: pb.SelectionMessage, counted: Counted, *, journal_seconds: float) -> None:
         """The selection of a step is durable, and there for the ranks."""
+        self.tally.selected(message, counted, journal_seconds=journal_seconds)
         self._there_since[message.step] = time.monotonic()
         is_first = message.step == self.run.info.timing.steps_using(message.weights_version).start
         receive_seconds = self.receive_seconds.pop(message.weights_version, 0.0) if is_first else 0.0
@@ -130,6 +135,15 @@ class HostedRun:
     def waits_for(self) -> str:
         """What keeps the next selection from being computed, in words; empty where nothing does."""
         return self.run.waits_for(gone=self.leases.gone)
+
+    def enter(self, state: str) -> None:
+        """Note what the run is at, one of the metrics' states."""
+        self.tally.clock.enter(state, time.monotonic())
+
+    def enter_what_it_waits_for(self) -> None:
+        """Note what keeps it from being selected for; other runs, where nothing else does."""
+        waits = self.run.waits(gone=self.leases.gone)
+        self.enter(waits.cause if waits else "queued")
 
     @property
     def deadline(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from selector_server.agreement import require_same
 from selector_server.journal import Journal
@@ -30,6 +31,13 @@ from shared.pb.v1 import journal_pb2, selector_pb2
 from shared.records import RunInfo
 
 _NO_END = 2**62
+
+
+class Waiting(NamedTuple):
+    """What a run waits for: one of the states that metrics know, and in words."""
+
+    cause: str
+    words: str
 
 
 class Run(RunState):
@@ -169,7 +177,7 @@ class Run(RunState):
 
     def selectable_step(self, *, gone: Collection[int] = ()) -> int | None:
         """The step to select now, or None where the run is closed, done, failed, far enough ahead or lacks weights."""
-        return None if self.waits_for(gone=gone) else self._next_step
+        return None if self.waits(gone=gone) else self._next_step
 
     def waits_for(self, *, gone: Collection[int] = ()) -> str:
         """What keeps the next selection from being computed, in words; empty where nothing does.
@@ -177,24 +185,33 @@ class Run(RunState):
         Args:
             gone: Ranks that hold nobody back, never all of them.
         """
+        waits = self.waits(gone=gone)
+        return waits.words if waits else ""
+
+    def waits(self, *, gone: Collection[int] = ()) -> Waiting | None:
+        """What keeps the next selection from being computed; None where nothing does.
+
+        Args:
+            gone: Ranks that hold nobody back, never all of them.
+        """
         step = self._next_step
         if not self.incarnation:
-            return "being opened"
+            return Waiting("done", "being opened")
         if self.closed:
-            return "nothing: closed"
+            return Waiting("done", "nothing: closed")
         if self.failure:
-            return f"being opened again after an error: {self.failure}"
+            return Waiting("failed", f"being opened again after an error: {self.failure}")
         if self.held:
-            return f"room on the server's disk: {self.held}"
+            return Waiting("disk", f"room on the server's disk: {self.held}")
         if step >= self.info.timing.num_steps:
-            return "nothing: every step is selected"
+            return Waiting("done", "nothing: every step is selected")
         slowest = min((rank for rank in self.completed if rank not in gone), key=self.completed.__getitem__)
         if step > self.completed[slowest] + self.info.timing.lookahead:
-            return f"rank {slowest}, which has completed {self.completed[slowest]} steps"
+            return Waiting("rank", f"rank {slowest}, which has completed {self.completed[slowest]} steps")
         version = self.info.timing.weights_version(step)
         if not self._has(version):
-            return f"weights version {version} from the trainer, for step {step}"
-        return ""
+            return Waiting("weights", f"weights version {version} from the trainer, for step {step}")
+        return None
 
     def add_selection(self, message: selector_pb2.SelectionMessage, scores: bytes = b"") -> None:
         """Make the selection of the next step durable, chained to that before it; it never changes afterwards.

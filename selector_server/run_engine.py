@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from selector_server.counted import Counted
 from selector_server.engine import SelectionEngine
 from selector_server.run import Run
 from shared.convert import times_to_pb
@@ -105,9 +106,26 @@ def _own_what_is_trained(model: Any, shared_tensors: Iterable[Tensor]) -> None:
                 parameter.requires_grad_(False)
 
 
+@dataclass(frozen=True, eq=False)
+class SelectedStep:
+    """A step's selection before it is durable.
+
+    Attributes:
+        engine: That found it.
+        message: The selection.
+        scores: What it was picked from where the journal keeps that; else empty.
+        counted: Rows and tokens drawn and picked.
+    """
+
+    engine: SelectionEngine
+    message: pb.SelectionMessage
+    scores: bytes
+    counted: Counted
+
+
 def select_step(
     run: Run, engine: SelectionEngine | None, step: int, *, build: BuildEngine, pushed: Pushed | None = None
-) -> tuple[SelectionEngine, pb.SelectionMessage, bytes]:
+) -> SelectedStep:
     """Load the weights of w(step), from the disk where they aren't those just pushed, and select.
 
     Args:
@@ -116,9 +134,6 @@ def select_step(
         step: The step.
         build: Builds one.
         pushed: Weights of the run, of whatever version and branch.
-
-    Returns:
-        The engine, the selection, and what it was picked from where the journal keeps that; else empty.
 
     Raises:
         SubbatchError: scoring or picking failed, or the journal no longer holds what it held.
@@ -143,7 +158,7 @@ def select_step(
         history=selected.history,
     )
     kept = selected.kept if run.journal.keep_scores else None
-    return engine, message, kept.to_bytes() if kept else b""
+    return SelectedStep(engine, message, kept.to_bytes() if kept else b"", selected.counted)
 
 
 def _tensors(run: Run, version: int, pushed: Pushed | None) -> dict[str, Tensor]:

@@ -64,6 +64,7 @@ class Scheduler:
             for hosted in runs:
                 if hosted.expire_leases():
                     hosted.changed.fire()
+                hosted.enter_what_it_waits_for()
             ready = [hosted for hosted in runs if hosted.selectable_step() is not None]
             if not ready:
                 await self._woken(runs)
@@ -83,16 +84,17 @@ class Scheduler:
         incarnation, step = run.incarnation, run.next_step
         try:
             select = partial(select_step, build=self._build, pushed=hosted.pushed)
-            engine, message, scores = await self._in_worker(select, run, hosted.engine, step)
+            hosted.enter("selecting")
+            found = await self._in_worker(select, run, hosted.engine, step)
             async with hosted.lock:
                 if run.incarnation != incarnation or run.closed or run.next_step != step:
                     return
-                hosted.engine = engine
-                if hosted.pushed and hosted.pushed.version == engine.weights_version:
+                hosted.engine = found.engine
+                if hosted.pushed and hosted.pushed.version == found.engine.weights_version:
                     hosted.pushed = None
                 clock = time.perf_counter()
-                await asyncio.to_thread(run.add_selection, message, scores)
-                hosted.selected(message, journal_seconds=time.perf_counter() - clock)
+                await asyncio.to_thread(run.add_selection, found.message, found.scores)
+                hosted.selected(found.message, found.counted, journal_seconds=time.perf_counter() - clock)
                 hosted.published.fire()
                 await asyncio.to_thread(run.drop_unneeded_weights)
         except StorageFullError as error:
@@ -103,6 +105,7 @@ class Scheduler:
         except Exception as error:  # a bug or a device error: the trainers must hear of it, and other runs go on
             logger.exception("run %s: step %d failed", run.info.name, step)
             self._fail(hosted, incarnation, SelectionError(f"run {run.info.name!r}, step {step}: {error!r}"))
+        hosted.enter_what_it_waits_for()
         hosted.published.fire()
         hosted.changed.fire()
 

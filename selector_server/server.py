@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from selector_server.engine import require_vocabulary
@@ -22,6 +22,7 @@ from selector_server.host import Host
 from selector_server.journal import Journal
 from selector_server.listening import listen
 from selector_server.probes import probe_server
+from selector_server.readiness import SERVICE, Readiness
 from selector_server.run_engine import build_engine
 from selector_server.scale_out.engine import TeamEngines, require_same_everywhere
 from selector_server.scale_out.team import Team
@@ -31,13 +32,13 @@ from shared.config import Config, ServerConfig
 from shared.dataset import Store
 from shared.errors import ConfigError, FingerprintError, JournalError
 from shared.model import base_fingerprint, load_base_model
-from shared.pb.v1 import selector_pb2, selector_pb2_grpc
+from shared.pb.v1 import selector_pb2_grpc
 from shared.records import Fingerprints
+from shared.scrape_port import ScrapePort
 from shared.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
 
-_SERVICE = selector_pb2.DESCRIPTOR.services_by_name["SelectorService"].full_name
 _DRAIN_SECONDS = 5.0
 
 
@@ -86,7 +87,11 @@ async def serve(
             ),
         )
         add_service(server, host, config.server)
-        probes = probe_server(config.server, await _add_standard_services(server))
+        readiness = Readiness(config.server.journal)
+        add_standard_services(server, readiness)
+        probes = probe_server(config.server, readiness.servicer)
+        metrics = _metrics_port(config.server, host, readiness, store, device)
+        await readiness.begin()
         await server.start()
         if probes:
             await probes.start()
@@ -96,14 +101,19 @@ async def serve(
         )  # fmt: skip
         on_ready(address)
         scheduler = asyncio.create_task(host.schedule())
+        looking = asyncio.create_task(readiness.keep_looking())
         try:
             await _until_stopped(scheduler)
         finally:
+            looking.cancel()
+            await readiness.end()
             await host.stop()
             await scheduler
             await server.stop(_DRAIN_SECONDS)
             if probes:
                 await probes.stop(0)
+            if metrics:
+                await asyncio.to_thread(metrics.close)
             host.close()
         if team:
             team.close()
@@ -142,15 +152,22 @@ def _sole_owner(folder: Path) -> Iterator[None]:
         yield
 
 
-async def _add_standard_services(server: grpc.aio.Server) -> Any:
-    """Health and reflection; gives the health servicer."""
-    servicer = health.aio.HealthServicer()
-    await servicer.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
-    await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+def add_standard_services(server: grpc.aio.Server, readiness: Readiness) -> None:
+    """Health and reflection."""
+    health_pb2_grpc.add_HealthServicer_to_server(readiness.servicer, server)
+    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
-    return servicer
+
+
+def _metrics_port(
+    config: ServerConfig, host: Host, readiness: Readiness, store: Store, device: torch.device
+) -> ScrapePort | None:
+    """Where metrics are read, if they are to be; only then is Prometheus's library imported."""
+    if config.metrics.port is None:
+        return None
+    from selector_server.metrics_port import open_metrics_port
+
+    return open_metrics_port(config, host, readiness, store, device)
 
 
 async def _until_stopped(scheduler: asyncio.Task[Any]) -> None:

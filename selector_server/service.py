@@ -59,6 +59,7 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
                 while run.has_selection(step):
                     message = await hosted.outgoing.message(step)
                     run.require_incarnation(request.incarnation)
+                    hosted.tally.was_sent(len(message.arrow))
                     yield message  # goes on when the client's window has room: one message at most waits here
                     step += 1
                 if step >= run.info.timing.num_steps:

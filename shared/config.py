@@ -100,6 +100,20 @@ class TlsConfig(Branch):
         return self
 
 
+class MetricsConfig(Branch):
+    """Where an end's Prometheus metrics are read by HTTP: nowhere unless a port is given; 0 is a free one."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    # HTTPS with this certificate; with `ca`, whoever scrapes must show a certificate that it signed.
+    tls: TlsConfig | None = None
+    # Who may scrape, as in server.token_file. Without it, the server's own tokens named `admin` or `metrics`, where it
+    # has tokens.
+    token_file: Path | None = None
+    # Listen on other than loopback addresses although that isn't encrypted, or anybody may scrape.
+    insecure: bool = False
+
+
 class ServerConfig(Branch):
     """Where and how the selector server runs."""
 
@@ -131,6 +145,7 @@ class ServerConfig(Branch):
     # Listen on other than loopback addresses although calls aren't encrypted, or anybody may call.
     insecure: bool = False
     limits: LimitsConfig = LimitsConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
 
 class ClientConfig(Branch):
@@ -154,6 +169,8 @@ class ClientConfig(Branch):
     tls: TlsConfig | None = None
     # Send the token to other than loopback addresses although the call isn't encrypted.
     insecure: bool = False
+    # Of rank 0.
+    metrics: MetricsConfig = MetricsConfig()
 
     @field_validator("selector")
     @classmethod

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from shared.metric import Metric
 
@@ -23,7 +23,7 @@ def print_metrics(metrics: Sequence[Metric], console: Console, *, as_json: bool)
     if as_json:
         console.print_json(json.dumps([asdict(metric) | {"scraped": metric.scraped_names} for metric in metrics]))
         return
-    table = Table("name", "kind", "labels", "what a value is")
+    table = Table(Column("name", no_wrap=True), "kind", "labels", "what a value is")
     for metric in metrics:
         table.add_row(metric.name, metric.kind, " ".join(map(metric.label_in_words, metric.labels)), metric.help)
     console.print(table)

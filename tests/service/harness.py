@@ -14,8 +14,9 @@ import torch
 from selector_server.host import Host
 from selector_server.journal import Journal
 from selector_server.listening import listen
+from selector_server.readiness import Readiness
 from selector_server.run_engine import build_engine
-from selector_server.server import add_service
+from selector_server.server import add_service, add_standard_services
 from shared.addresses import with_port
 from shared.config import Config, ModelConfig, SelectionConfig, ServerConfig
 from shared.dataset import Store
@@ -89,6 +90,15 @@ class LiveServer:
         server, address = listen(config)
         self._port = int(address.rpartition(":")[2])
         add_service(server, self.host, config)
+        self.readiness = Readiness(self._folder)
+        add_standard_services(server, self.readiness)
+        metrics = None
+        if config.metrics.port is not None:
+            from selector_server.metrics_port import open_metrics_port
+
+            metrics = open_metrics_port(config, self.host, self.readiness, self.store, torch.device("cpu"))
+            self.metrics_address = metrics.address
+        await self.readiness.begin()
         await server.start()
         scheduler = asyncio.create_task(self.host.schedule())
         ready.set()
@@ -96,6 +106,8 @@ class LiveServer:
         await self.host.stop()
         await scheduler
         await server.stop(1.0)
+        if metrics:
+            await asyncio.to_thread(metrics.close)
         self.host.close()
 
 
