@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from shared.config import Config, load_config
 from shared.errors import ConfigError, SubbatchError
+from shared.json_log import log_as_json, logs_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,8 +44,20 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(arguments: argparse.Namespace, rest: Sequence[str]) -> Config:
-    """The configuration that a command's arguments name."""
-    return load_config(arguments.config, list(rest))
+    """The configuration that a command's arguments name; from here on log lines look as it says."""
+    config = load_config(arguments.config, list(rest))
+    if config.log.format == "json":
+        log_as_json(rank=int(os.environ.get("RANK", "0")), pid=os.getpid())
+    return config
+
+
+def _tell(error: SubbatchError) -> None:
+    """Say why a command ended, where its log lines go and as they look."""
+    text = " ".join(str(error).split())
+    if logs_json():
+        logging.getLogger(__name__).critical("%s", text)
+    else:
+        print("error:", text, file=sys.stderr)
 
 
 def run_command(main: Callable[[], None]) -> int:
@@ -58,7 +72,7 @@ def run_command(main: Callable[[], None]) -> int:
     try:
         main()
     except SubbatchError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        _tell(error)
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -27,6 +27,7 @@ from shared.branch import Branch, Positive
 from shared.errors import ConfigError
 from shared.limits_config import LimitsConfig
 from shared.selection_config import SelectionConfig
+from shared.telemetry_config import LogConfig
 from shared.timing import Timing
 
 _ENV_PREFIX, _ENV_DELIMITER = "SUBBATCH_", "__"
@@ -268,6 +269,7 @@ class Config(BaseSettings):
     client: ClientConfig = ClientConfig()
     train: TrainConfig = TrainConfig()
     experiment: ExperimentConfig = ExperimentConfig()
+    log: LogConfig = LogConfig()
 
 
 def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:
