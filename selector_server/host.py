@@ -33,6 +33,7 @@ from shared.errors import (
 )
 from shared.pb.v1 import selector_pb2 as pb
 from shared.records import Fingerprints, RunInfo
+from shared.source_labels import SourceLabels
 from shared.weights import decode_weights
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Host:
             scoring_processes: As the attribute.
             open_journal: Opens the journal in a run's folder.
         """
+        self._sources = SourceLabels(store.source_names, store.source_rows)
         self._store, self._fingerprints, self.folder = store, fingerprints, folder
         self.max_runs, self._open_journal = max_runs, open_journal
         self._rank_lease_s, self.scoring_processes = rank_lease_s, scoring_processes
@@ -135,7 +137,7 @@ class Host:
         status = run_status(hosted, scoring_processes=self.scoring_processes)
         if detail:
             others = any(other is not hosted and not other.run.closed for other in self._runs.values())
-            add_detail(status, hosted, is_shared=others)
+            add_detail(status, hosted, sources=self._sources, is_shared=others)
         return status
 
     @property
@@ -148,6 +150,15 @@ class Host:
         """Those that are open, by name."""
         runs = (hosted for _, hosted in sorted(self._runs.items()))
         return [hosted for hosted in runs if hosted.run.incarnation and not hosted.run.closed]
+
+    @property
+    def runs_to_show(self) -> list[HostedRun]:
+        """Those that are open, and those that this server has selected for, by name."""
+        return [
+            hosted
+            for _, hosted in sorted(self._runs.items())
+            if hosted.run.incarnation and (not hosted.run.closed or hosted.recent.steps())
+        ]
 
     async def open(
         self,

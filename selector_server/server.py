@@ -90,7 +90,7 @@ async def serve(
         readiness = Readiness(config.server.journal)
         add_standard_services(server, readiness)
         probes = probe_server(config.server, readiness.servicer)
-        metrics = _metrics_port(config.server, host, readiness, store, device)
+        metrics = _metrics_port(config.server, host, readiness, store, device, address=address)
         await readiness.begin()
         await server.start()
         if probes:
@@ -160,14 +160,14 @@ def add_standard_services(server: grpc.aio.Server, readiness: Readiness) -> None
 
 
 def _metrics_port(
-    config: ServerConfig, host: Host, readiness: Readiness, store: Store, device: torch.device
+    config: ServerConfig, host: Host, readiness: Readiness, store: Store, device: torch.device, *, address: str
 ) -> ScrapePort | None:
-    """Where metrics are read, if they are to be; only then is Prometheus's library imported."""
+    """Where metrics and the web page are read, if they are to be; only then is Prometheus's library imported."""
     if config.metrics.port is None:
         return None
     from selector_server.metrics_port import open_metrics_port
 
-    return open_metrics_port(config, host, readiness, store, device)
+    return open_metrics_port(config, host, readiness, store, device, address=address)
 
 
 async def _until_stopped(scheduler: asyncio.Task[Any]) -> None:

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools pipe: pages from disk, their complaints, and their looks."""
+"""A headless Chromium, driven over its DevTools pipe: pages, their complaints, whom they keep out, and their looks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import json
 import os
 import shutil
 import subprocess
+from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Deque's checker; the package's Python needs a browser driver that isn't ours.
+AXE = Path(str(files("axe_core_python") / "axe.min.js"))
 CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), None)
 
 
@@ -73,14 +76,14 @@ class Browser:
                 return result
             self.events.append(answer)
 
-    def open(self, path: Path, *, width: int, dark: bool = False, height: int = 900) -> None:
-        """Show a file as a screen of this width would, and wait until it is loaded."""
+    def open(self, page: Path | str, *, width: int, dark: bool = False, height: int = 900) -> None:
+        """Show a file or an address as a screen of this width would, and wait until it is loaded."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 700}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())
 
@@ -89,6 +92,28 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def wait_for(self, expression: str, *, timeout_s: float = 30.0) -> None:
+        """Wait until a JavaScript expression is true, looking again whenever the page has drawn."""
+        wait = (
+            f"new Promise(done => {{ const end = Date.now() + {1000 * timeout_s};"
+            f"const look = () => ({expression}) ? done(true) : Date.now() > end ? done(false) : setTimeout(look, 50);"
+            "look(); })"
+        )
+        assert self.value(wait), f"{expression} didn't come true: {self.value('document.body.innerText')}"
+
+    def press(self, key: str) -> None:
+        """Press a key that has no text of its own, or Enter."""
+        text = {"text": "\r"} if key == "Enter" else {}
+        code = {"Tab": 9, "Enter": 13}[key]
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+
+    def barriers(self) -> list[str]:
+        """What axe finds that keeps people out, by rule, with the places."""
+        self.value(AXE.read_text() + "; true")
+        found = self.value("axe.run().then(r => r.violations.map(v => [v.id, v.help, v.nodes.map(n => n.html)]))")
+        return [f"{rule}: {what}: {places}" for rule, what, places in found]
 
     def complaints(self) -> list[str]:
         """Errors and warnings of the page since it was opened."""

@@ -7,6 +7,7 @@ import time
 from selector_server.hosted_run import HostedRun
 from selector_server.live.verdict import verdict
 from shared.pb.v1 import selector_pb2 as pb
+from shared.source_labels import SourceLabels
 
 
 def run_status(hosted: HostedRun, *, scoring_processes: int) -> pb.RunStatus:
@@ -33,12 +34,13 @@ def run_status(hosted: HostedRun, *, scoring_processes: int) -> pb.RunStatus:
     )
 
 
-def add_detail(status: pb.RunStatus, hosted: HostedRun, *, is_shared: bool) -> None:
+def add_detail(status: pb.RunStatus, hosted: HostedRun, *, sources: SourceLabels, is_shared: bool) -> None:
     """Add what people look at: the newest steps, the sources, and who waits for whom.
 
     Args:
         status: Of the run, as `run_status` gave it.
         hosted: The run.
+        sources: Names of its sources.
         is_shared: Whether the server has other open runs to select for.
     """
     run, now = hosted.run, time.time_ns()
@@ -52,6 +54,11 @@ def add_detail(status: pb.RunStatus, hosted: HostedRun, *, is_shared: bool) -> N
             steps=hosted.recent.steps(),
         )
     )
+    tally = hosted.tally
+    if tally.drawn is not None and tally.picked is not None:
+        picked = sources.label(tally.picked)
+        for name, drawn in sources.label(tally.drawn).items():
+            status.detail.sources[name].CopyFrom(pb.SourceRows(drawn=drawn, picked=picked[name]))
     told = verdict(
         status,
         now_unix_ns=now,

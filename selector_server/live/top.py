@@ -72,7 +72,7 @@ def _run(status: pb.RunStatus, *, width: int) -> RenderableType:
     progress = Table.grid(padding=(0, 1))
     progress.add_row(
         ProgressBar(total=status.num_steps, completed=trained, width=min(40, inner // 2)),
-        f"{trained} of {status.num_steps} steps trained, {max(0, status.next_step - trained)} of at most "
+        f"{trained} of {status.num_steps} steps trained, {max(0, status.next_step - trained - 1)} of at most "
         f"{detail.lookahead} ahead; ranks {ranks_there(status)}",
     )
     parts: list[RenderableType] = [verdict_line(status), progress, _figures(status), lanes(status, width=inner)]

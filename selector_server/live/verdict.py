@@ -23,7 +23,7 @@ _NEWEST = 32
 _Level = pb.Verdict
 
 _FASTER = (
-    "score faster: more scoring processes (`torchrun --nproc_per_node G -m selector_server serve`), a faster device, "
+    "score faster: more scoring processes (torchrun --nproc_per_node G -m selector_server serve), a faster device, "
     "or a smaller selection.large_batch_size; or let selections lag: a higher run.staleness"
 )
 

@@ -96,7 +96,8 @@ class LiveServer:
         if config.metrics.port is not None:
             from selector_server.metrics_port import open_metrics_port
 
-            metrics = open_metrics_port(config, self.host, self.readiness, self.store, torch.device("cpu"))
+            cpu = torch.device("cpu")
+            metrics = open_metrics_port(config, self.host, self.readiness, self.store, cpu, address=address)
             self.metrics_address = metrics.address
         await self.readiness.begin()
         await server.start()

@@ -44,7 +44,7 @@ class ArithmeticTrainer:
     """One rank's loop over a ServerSource, without a model that learns. `state` and `load` are its checkpoints."""
 
     def __init__(self, server: LiveServer, job: Job, info: RunInfo, ranks: Ranks | None = None, **client: Any) -> None:
-        self.info, self.job = info, job
+        self.info, self.job, self.server = info, job, server
         options = {"selector": server.address, "away_after_s": 0.2, "connect_timeout_s": 30.0, **client}
         self.model = copy.deepcopy(job.model)
         config = ClientConfig.model_validate(options)
