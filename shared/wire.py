@@ -7,17 +7,17 @@ metadata carries what the rows share.
 from __future__ import annotations
 
 import dataclasses
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
-from shared.arrow_head import plain_batch_rows
 from shared.columns import numbers
 from shared.errors import WireError
+from shared.plain_batch import WIRE_VERSION, read_batch, write_batch
 from shared.records import Selection
 
-WIRE_VERSION = 1
+__all__ = ["WIRE_VERSION", "decode_selection", "encode_selection", "same_selection"]
+
 _COLUMNS = {
     "index": pa.int64(),
     "source": pa.int32(),
@@ -25,9 +25,6 @@ _COLUMNS = {
     "gain": pa.float32(),
     "num_tokens": pa.int32(),
 }
-_ROW_BYTES = sum(kind.byte_width for kind in _COLUMNS.values())
-_MESSAGES = 2
-_MAX_SHOWN = 400
 _SHARED = ("run", "step", "weights_version", "large_batch_size", "fallback", "wire_version")
 
 
@@ -45,10 +42,7 @@ def encode_selection(selection: Selection) -> bytes:
         shared["skipped"] = " ".join(map(str, selection.skipped))
     schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()], metadata=shared)
     columns = [pa.array(getattr(selection, name), type=kind) for name, kind in _COLUMNS.items()]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
-    return bytes(sink.getvalue())
+    return write_batch(pa.record_batch(columns, schema=schema))
 
 
 def decode_selection(payload: bytes) -> Selection:
@@ -59,15 +53,11 @@ def decode_selection(payload: bytes) -> Selection:
             field, nulls, no rows or more than the large batch, negative row numbers, or weights that aren't finite and
             non-negative.
     """
-    batch, shared = _read_batch(payload)
+    batch, shared = read_batch(payload, _COLUMNS, what="a selection")
     missing = [key for key in _SHARED if key not in shared]
     if missing:
         raise WireError(f"selection lacks {', '.join(missing)}")
-    columns = {}
-    for name in _COLUMNS:
-        if batch.column(name).null_count:
-            raise WireError(f"selection column {name} has nulls")
-        columns[name] = numbers(batch.column(name))
+    columns = {name: numbers(batch.column(name)) for name in _COLUMNS}
     try:
         selection = Selection(
             run=shared["run"],
@@ -94,39 +84,6 @@ def decode_selection(payload: bytes) -> Selection:
     if batch.num_rows == 0 or (selection.index < 0).any() or (selection.num_tokens < 1).any() or not weights_ok:
         raise WireError(f"selection of step {selection.step} has no rows, negative row numbers, or bad weights")
     return selection
-
-
-def _read_batch(payload: bytes) -> tuple[pa.RecordBatch, dict[str, str]]:
-    """The one record batch of a stream and what its rows share; nothing is read before its size is known to be real.
-
-    Raises:
-        WireError: not such a stream, or columns other than a selection's.
-    """
-    try:
-        messages = list(islice(pa.ipc.MessageReader.open_stream(payload), _MESSAGES + 1))
-        kinds = [message.type for message in messages]
-        if kinds != ["schema", "record batch"]:
-            raise WireError(f"a selection is a schema and one record batch, got {kinds}")
-        head, body = messages
-        schema = pa.ipc.read_schema(head)
-        shared = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-        if shared.get("wire_version", str(WIRE_VERSION)) != str(WIRE_VERSION):
-            raise WireError(
-                f"selection has wire version {shared['wire_version'][:_MAX_SHOWN]}, this side speaks {WIRE_VERSION}: "
-                "run the same subbatch release on server and trainers"
-            )
-        # A list, since a column that comes twice is wrong too.
-        got = [(field.name, field.type) for field in schema]
-        if got != list(_COLUMNS.items()):
-            raise WireError(f"a selection has columns {_COLUMNS}, got {str(got)[:_MAX_SHOWN]}")
-        rows = plain_batch_rows(body.metadata.to_pybytes())
-        if not 0 <= rows * _ROW_BYTES <= body.body.size:
-            raise WireError(f"a selection claims {rows} rows in {body.body.size} bytes")
-        batch = pa.ipc.read_record_batch(body, schema)
-        batch.validate(full=True)
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-        raise WireError(f"selection is not an Arrow stream: {error}") from None
-    return batch, shared
 
 
 def same_selection(left: Selection, right: Selection) -> bool:

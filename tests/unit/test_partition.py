@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import ConfigError
-from shared.partition import MicroBatch, by_token_budget, micro_batches_per_step, partition, rows_per_rank
+from shared.partition import MicroBatch, by_token_budget, deal, micro_batches_per_step, partition, rows_per_rank
 
 fixed = settings(deadline=None, derandomize=True)
 lengths = st.lists(st.integers(1, 512), min_size=1, max_size=80)
@@ -71,6 +71,29 @@ def test_a_micro_batch_holds_rows_of_similar_length(tokens: list[int], world: in
         assert in_order == sorted(in_order, reverse=True)
 
 
+@fixed
+@given(lengths, sizes)
+def test_each_row_goes_to_the_rank_with_the_fewest_tokens_that_has_room(tokens: list[int], world: int) -> None:
+    rows: list[list[int]] = [[] for _ in range(world)]
+    for position in sorted(range(len(tokens)), key=lambda p: (-tokens[p], p)):
+        loads = {rank: sum(tokens[p] for p in mine) for rank, mine in enumerate(rows)}
+        with_room = [rank for rank, mine in enumerate(rows) if len(mine) < -(-len(tokens) // world)]
+        rows[min(with_room, key=lambda rank: (loads[rank], rank))].append(position)
+    shares = deal(np.array(tokens, dtype=np.int32), world_size=world)
+    assert [share.position[: share.num_real].tolist() for share in shares] == rows
+
+
+@fixed
+@given(lengths, sizes, sizes)
+def test_a_rank_holds_what_its_micro_batches_need_and_each_row_once(tokens: list[int], world: int, micro: int) -> None:
+    array = np.array(tokens, dtype=np.int32)
+    for share, batches in zip(
+        deal(array, world_size=world), partition(array, world_size=world, micro_batch_size=micro), strict=True
+    ):
+        needed = [p for batch in batches for p in batch.position.tolist()]
+        assert share.distinct.tolist() == list(dict.fromkeys(needed))
+
+
 def test_the_busiest_rank_carries_at_most_four_thirds_of_the_best_division() -> None:
     worst = Fraction(0)
     cases = [(list(t), 2) for t in itertools.combinations_with_replacement((1, 2, 3, 5, 8, 13), 5)]
@@ -114,7 +137,7 @@ def test_ranks_without_a_row_of_their_own_run_fillers_alone() -> None:
 
 @pytest.mark.parametrize(("rows", "world", "micro"), [(0, 2, 2), (3, 0, 2), (3, 2, 0), (3, -1, 2)])
 def test_an_impossible_division_is_refused_with_its_numbers(rows: int, world: int, micro: int) -> None:
-    message = f"{rows} rows among {world} ranks in micro-batches of {micro}"
+    message = f"{rows} rows among {world} ranks"
     with pytest.raises(ConfigError, match=message):
         partition(np.ones(rows, dtype=np.int32), world_size=world, micro_batch_size=micro)
 

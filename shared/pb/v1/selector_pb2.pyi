@@ -7,6 +7,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Payload(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PAYLOAD_INDICES: _ClassVar[Payload]
+    PAYLOAD_RECORDS: _ClassVar[Payload]
+PAYLOAD_INDICES: Payload
+PAYLOAD_RECORDS: Payload
+
 class Fingerprints(_message.Message):
     __slots__ = ("dataset", "tokenizer", "base_model")
     class BaseModelEntry(_message.Message):
@@ -95,16 +102,18 @@ class OpenRunReply(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ..., missing_versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StreamSelectionsRequest(_message.Message):
-    __slots__ = ("run", "incarnation", "rank", "from_step")
+    __slots__ = ("run", "incarnation", "rank", "from_step", "payload")
     RUN_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     FROM_STEP_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     run: str
     incarnation: int
     rank: int
     from_step: int
-    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., rank: _Optional[int] = ..., from_step: _Optional[int] = ...) -> None: ...
+    payload: Payload
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., rank: _Optional[int] = ..., from_step: _Optional[int] = ..., payload: _Optional[_Union[Payload, str]] = ...) -> None: ...
 
 class PhaseTimes(_message.Message):
     __slots__ = ("started_unix_ns", "load_seconds", "draw_seconds", "score_seconds", "pick_seconds", "journal_seconds", "receive_seconds", "peak_bytes")
@@ -127,7 +136,7 @@ class PhaseTimes(_message.Message):
     def __init__(self, started_unix_ns: _Optional[int] = ..., load_seconds: _Optional[float] = ..., draw_seconds: _Optional[float] = ..., score_seconds: _Optional[float] = ..., pick_seconds: _Optional[float] = ..., journal_seconds: _Optional[float] = ..., receive_seconds: _Optional[float] = ..., peak_bytes: _Optional[int] = ...) -> None: ...
 
 class SelectionMessage(_message.Message):
-    __slots__ = ("step", "weights_version", "arrow", "times", "history", "weights_sha256", "scores_sha256", "chain", "arrow_crc32")
+    __slots__ = ("step", "weights_version", "arrow", "times", "history", "weights_sha256", "scores_sha256", "chain", "arrow_crc32", "rows", "rows_crc32")
     STEP_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
     ARROW_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +146,8 @@ class SelectionMessage(_message.Message):
     SCORES_SHA256_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     ARROW_CRC32_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_CRC32_FIELD_NUMBER: _ClassVar[int]
     step: int
     weights_version: int
     arrow: bytes
@@ -146,7 +157,9 @@ class SelectionMessage(_message.Message):
     scores_sha256: bytes
     chain: bytes
     arrow_crc32: int
-    def __init__(self, step: _Optional[int] = ..., weights_version: _Optional[int] = ..., arrow: _Optional[bytes] = ..., times: _Optional[_Union[PhaseTimes, _Mapping]] = ..., history: _Optional[bytes] = ..., weights_sha256: _Optional[str] = ..., scores_sha256: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., arrow_crc32: _Optional[int] = ...) -> None: ...
+    rows: bytes
+    rows_crc32: int
+    def __init__(self, step: _Optional[int] = ..., weights_version: _Optional[int] = ..., arrow: _Optional[bytes] = ..., times: _Optional[_Union[PhaseTimes, _Mapping]] = ..., history: _Optional[bytes] = ..., weights_sha256: _Optional[str] = ..., scores_sha256: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., arrow_crc32: _Optional[int] = ..., rows: _Optional[bytes] = ..., rows_crc32: _Optional[int] = ...) -> None: ...
 
 class PushWeightsRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -215,7 +228,7 @@ class WatchRunRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., detail: _Optional[bool] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run", "incarnation", "num_steps", "next_step", "completed", "weights_versions", "waits_for", "closed", "silent_seconds", "gone_ranks", "scoring_processes", "num_fallback", "detail")
+    __slots__ = ("run", "incarnation", "num_steps", "next_step", "completed", "weights_versions", "waits_for", "closed", "silent_seconds", "gone_ranks", "scoring_processes", "num_fallback", "detail", "sent_bytes")
     class CompletedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +256,7 @@ class RunStatus(_message.Message):
     SCORING_PROCESSES_FIELD_NUMBER: _ClassVar[int]
     NUM_FALLBACK_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     run: str
     incarnation: int
     num_steps: int
@@ -256,7 +270,8 @@ class RunStatus(_message.Message):
     scoring_processes: int
     num_fallback: int
     detail: RunDetail
-    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., num_steps: _Optional[int] = ..., next_step: _Optional[int] = ..., completed: _Optional[_Mapping[int, int]] = ..., weights_versions: _Optional[_Iterable[int]] = ..., waits_for: _Optional[str] = ..., closed: _Optional[bool] = ..., silent_seconds: _Optional[_Mapping[int, float]] = ..., gone_ranks: _Optional[_Iterable[int]] = ..., scoring_processes: _Optional[int] = ..., num_fallback: _Optional[int] = ..., detail: _Optional[_Union[RunDetail, _Mapping]] = ...) -> None: ...
+    sent_bytes: int
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., num_steps: _Optional[int] = ..., next_step: _Optional[int] = ..., completed: _Optional[_Mapping[int, int]] = ..., weights_versions: _Optional[_Iterable[int]] = ..., waits_for: _Optional[str] = ..., closed: _Optional[bool] = ..., silent_seconds: _Optional[_Mapping[int, float]] = ..., gone_ranks: _Optional[_Iterable[int]] = ..., scoring_processes: _Optional[int] = ..., num_fallback: _Optional[int] = ..., detail: _Optional[_Union[RunDetail, _Mapping]] = ..., sent_bytes: _Optional[int] = ...) -> None: ...
 
 class RunDetail(_message.Message):
     __slots__ = ("unix_ns", "lookahead", "staleness", "large_batch_size", "sub_batch_size", "steps", "sources", "verdict")
@@ -342,6 +357,30 @@ class Verdict(_message.Message):
     training_seconds: float
     step_seconds: float
     def __init__(self, level: _Optional[_Union[Verdict.Level, str]] = ..., headline: _Optional[str] = ..., remedy: _Optional[str] = ..., wait_fraction: _Optional[float] = ..., selection_seconds: _Optional[float] = ..., training_seconds: _Optional[float] = ..., step_seconds: _Optional[float] = ...) -> None: ...
+
+class DescribeStoreRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeStoreReply(_message.Message):
+    __slots__ = ("dataset", "tokenizer", "max_token_id", "sources")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    tokenizer: str
+    max_token_id: int
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    def __init__(self, dataset: _Optional[str] = ..., tokenizer: _Optional[str] = ..., max_token_id: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
+
+class Source(_message.Message):
+    __slots__ = ("name", "rows")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    rows: int
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class CloseRunRequest(_message.Message):
     __slots__ = ("run", "incarnation")

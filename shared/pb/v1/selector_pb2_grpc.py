@@ -64,6 +64,11 @@ class SelectorServiceStub:
                 request_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.WatchRunRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.RunStatus.FromString,
                 _registered_method=True)
+        self.DescribeStore = channel.unary_unary(
+                '/subbatch.v1.SelectorService/DescribeStore',
+                request_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreReply.FromString,
+                _registered_method=True)
         self.CloseRun = channel.unary_unary(
                 '/subbatch.v1.SelectorService/CloseRun',
                 request_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.CloseRunRequest.SerializeToString,
@@ -123,6 +128,14 @@ class SelectorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeStore(self, request, context):
+        """What a trainer without the store must know of it, before it asks for rows. A server that doesn't know this call
+        doesn't send rows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CloseRun(self, request, context):
         """Ends a run. Its journal stays; opening it again at a checkpoint's cursor continues it.
         """
@@ -162,6 +175,11 @@ def add_SelectorServiceServicer_to_server(servicer, server):
                     servicer.WatchRun,
                     request_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.WatchRunRequest.FromString,
                     response_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.RunStatus.SerializeToString,
+            ),
+            'DescribeStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeStore,
+                    request_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreReply.SerializeToString,
             ),
             'CloseRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseRun,
@@ -331,6 +349,33 @@ class SelectorService:
             '/subbatch.v1.SelectorService/WatchRun',
             shared_dot_pb_dot_v1_dot_selector__pb2.WatchRunRequest.SerializeToString,
             shared_dot_pb_dot_v1_dot_selector__pb2.RunStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/subbatch.v1.SelectorService/DescribeStore',
+            shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreRequest.SerializeToString,
+            shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreReply.FromString,
             options,
             channel_credentials,
             insecure,
