@@ -23,6 +23,7 @@ from selector_server.live.describe import add_detail, run_status
 from selector_server.run import Run
 from selector_server.run_engine import BuildEngine, Pushed
 from selector_server.scheduler import Scheduler
+from selector_server.sent_rows import RowSender
 from selector_server.trained import trained_selections
 from shared.dataset import Store
 from shared.errors import (
@@ -51,6 +52,8 @@ class Host:
     """The runs of one server.
 
     Attributes:
+        store: The rows that all of them draw from.
+        rows: Sends these to ranks that don't hold them.
         folder: Holds a journal for each run.
         max_runs: Most runs that may be open at a time.
         scoring_processes: How many there are.
@@ -81,8 +84,9 @@ class Host:
             open_journal: Opens the journal in a run's folder.
         """
         self._sources = SourceLabels(store.source_names, store.source_rows)
-        self._store, self._fingerprints, self.folder = store, fingerprints, folder
+        self.store, self._fingerprints, self.folder = store, fingerprints, folder
         self.max_runs, self._open_journal = max_runs, open_journal
+        self.rows = RowSender(store)
         self._rank_lease_s, self.scoring_processes = rank_lease_s, scoring_processes
         self._runs: dict[str, HostedRun] = {}
         self._scheduler = Scheduler(self._runs, build=build)
@@ -176,13 +180,13 @@ class Host:
             SubbatchError: everything that a trainer and a server can disagree about, before anything is changed.
         """
         self._require_same(info)
-        num_rows = len(self._store)
+        num_rows = len(self.store)
         if info.selection.large_batch_size > num_rows:
             raise ConfigError(
                 f"selection.large_batch_size {info.selection.large_batch_size} is larger than the data, {num_rows} "
                 "rows: lower it, or prepare a larger store"
             )
-        known = await asyncio.to_thread(trained_selections, info, self._store, trained)
+        known = await asyncio.to_thread(trained_selections, info, self.store, trained)
         self._require_room(info.name)  # before an engine is built for nothing
         engine = await self._scheduler.build(info)
         self._require_room(info.name)
@@ -313,7 +317,7 @@ class Host:
         async def locked() -> None:
             async with hosted.lock:
                 run.require_incarnation(incarnation)
-                selections = await asyncio.to_thread(trained_selections, run.info, self._store, steps)
+                selections = await asyncio.to_thread(trained_selections, run.info, self.store, steps)
                 await asyncio.to_thread(run.add_trained, selections)
 
         await _to_the_end(locked())

@@ -129,7 +129,7 @@ STALENESS = Metric(
     ("run",),
 )
 SENT = Metric("subbatch_selector_sent_selections_total", "counter", "Selections sent, over all ranks.", ("run",))
-SENT_BYTES = Metric("subbatch_selector_sent_bytes_total", "counter", "Their bytes.", ("run",))
+SENT_BYTES = Metric("subbatch_selector_sent_bytes_total", "counter", "Their bytes, and those of rows.", ("run",))
 
 # ---- its weights, and what went wrong
 PUSHES = Metric("subbatch_selector_pushes_total", "counter", "Weights versions that were made durable.", ("run",))

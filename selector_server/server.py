@@ -122,7 +122,7 @@ async def serve(
 
 def add_service(server: grpc.aio.Server, host: Host, config: ServerConfig) -> None:
     """Let a server serve a host's runs, to those who may and within its limits."""
-    service = SelectorService(host, max_weights_bytes=config.max_weights_bytes)
+    service = SelectorService(host, max_weights_bytes=config.max_weights_bytes, sends_rows=config.send_rows)
     guarded = GuardedService(service, host, config.limits)
     selector_pb2_grpc.add_SelectorServiceServicer_to_server(guarded, server)
 

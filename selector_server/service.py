@@ -13,7 +13,7 @@ from selector_server.arriving import Arriving
 from selector_server.host import Host
 from selector_server.hosted_run import HostedRun
 from shared.convert import run_from_pb
-from shared.errors import WeightsError, WireError
+from shared.errors import ConfigError, WeightsError, WireError
 from shared.pb.v1 import selector_pb2 as pb
 from shared.pb.v1 import selector_pb2_grpc
 from shared.records import RunInfo
@@ -26,8 +26,8 @@ _SECONDS_BETWEEN_STATUSES = 0.1
 class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
     """Serves the runs of a host."""
 
-    def __init__(self, host: Host, *, max_weights_bytes: int) -> None:
-        self._host = host
+    def __init__(self, host: Host, *, max_weights_bytes: int, sends_rows: bool) -> None:
+        self._host, self._sends_rows = host, sends_rows
         self._max_weights_bytes = max_weights_bytes
 
     @unary
@@ -52,6 +52,14 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         run, step = hosted.run, request.from_step
         if step < 0:
             raise WireError(f"run {request.run!r} has no step {step}")
+        sends_rows = request.payload == pb.PAYLOAD_RECORDS
+        if not sends_rows and request.payload != pb.PAYLOAD_INDICES:
+            raise WireError(
+                f"run {request.run!r}: payload {request.payload} is not known here: run the same subbatch release on "
+                "server and trainers"
+            )
+        if sends_rows:
+            self._require_sending_rows()
         run.require_incarnation(request.incarnation)
         with self._host.stream(hosted, request.rank):
             async for _ in self._host.watch(hosted.published):
@@ -61,11 +69,26 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
                     run.require_incarnation(request.incarnation)
                     hosted.tally.was_sent(len(message.arrow))
                     yield message  # goes on when the client's window has room: one message at most waits here
+                    if sends_rows:
+                        async for rows in self._rows(hosted, message, request):
+                            yield rows
                     step += 1
                 if step >= run.info.timing.num_steps:
                     return
                 if run.failure:
                     raise run.failure
+
+    async def _rows(
+        self, hosted: HostedRun, selection: pb.SelectionMessage, request: pb.StreamSelectionsRequest
+    ) -> AsyncIterator[pb.SelectionMessage]:
+        """What follows a selection on a stream that asked for rows."""
+        run = hosted.run
+        run.require_incarnation(request.incarnation)
+        world_size = run.info.world_size
+        async for rows in self._host.rows.messages(selection, rank=request.rank, world_size=world_size):
+            run.require_incarnation(request.incarnation)
+            hosted.tally.rows_were_sent(len(rows.rows))
+            yield rows
 
     @unary
     async def PushWeights(
@@ -129,6 +152,28 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
             if hosted.run.closed:
                 return
             await asyncio.sleep(_SECONDS_BETWEEN_STATUSES)
+
+    @unary
+    async def DescribeStore(
+        self, request: pb.DescribeStoreRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DescribeStoreReply:
+        """Say what a trainer without the store must know of it."""
+        self._require_sending_rows()
+        store = self._host.store
+        sources = zip(store.source_names, store.source_rows, strict=True)
+        return pb.DescribeStoreReply(
+            dataset=store.fingerprint,
+            tokenizer=store.manifest.tokenizer.fingerprint,
+            max_token_id=store.manifest.max_token_id,
+            sources=[pb.Source(name=name, rows=rows) for name, rows in sources],
+        )
+
+    def _require_sending_rows(self) -> None:
+        if not self._sends_rows:
+            raise ConfigError(
+                "this server sends no rows (server.send_rows is false): give the trainers the store, and leave "
+                'client.payload at "indices"'
+            )
 
     @unary
     async def CloseRun(self, request: pb.CloseRunRequest, context: grpc.aio.ServicerContext) -> pb.CloseRunReply:

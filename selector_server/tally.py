@@ -71,6 +71,10 @@ class Tally:
         self.picked_tokens += counted.picked_tokens
         self.skipped += counted.skipped
 
+    def rows_were_sent(self, num_bytes: int) -> None:
+        """Rows that belong to a selection have gone out to a rank."""
+        self.sent_bytes += num_bytes
+
     def was_sent(self, num_bytes: int) -> None:
         """A selection was given to a rank's stream."""
         self.sent += 1

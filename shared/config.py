@@ -143,6 +143,8 @@ class ServerConfig(Branch):
     # A second, plaintext port of `host` with the gRPC health service alone, for probes that speak neither TLS nor
     # tokens, such as Kubernetes'; without it, health is asked for where everything else is.
     health_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    # Send tokenised rows to trainers without the store (client.payload): whoever may open a run can then read it.
+    send_rows: bool = True
     # Listen on other than loopback addresses although calls aren't encrypted, or anybody may call.
     insecure: bool = False
     limits: LimitsConfig = LimitsConfig()
@@ -156,6 +158,9 @@ class ClientConfig(Branch):
     # earlier run recorded, whose `train.output` is `replay`.
     selector: str = "127.0.0.1:50051"
     replay: Path | None = None
+    # What a selection brings: `indices` of rows in this machine's copy of data.store, or `records`: the tokenised rows
+    # of this rank's share themselves. data.store isn't opened then.
+    payload: Literal["indices", "records"] = "indices"
     # How long to wait for a server that was never reached, and for one that went away or is late.
     connect_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     wait_timeout_s: Annotated[float, Field(gt=0)] = 600.0
@@ -191,6 +196,16 @@ class ClientConfig(Branch):
             raise ValueError(
                 f"on_unavailable {self.on_unavailable!r} is for a server that may be away, selector is "
                 f"{self.selector!r}: leave on_unavailable at 'wait'"
+            )
+        if self.payload == "records" and self.selector in ("inline", "replay"):
+            raise ValueError(
+                f"payload 'records' comes from a server, selector is {self.selector!r}, which reads data.store: leave "
+                "payload at 'indices'"
+            )
+        if self.payload == "records" and self.on_unavailable == "sample":
+            raise ValueError(
+                "on_unavailable 'sample' draws rows from data.store while the server is away, which payload 'records' "
+                "goes without: set on_unavailable to 'wait' or 'fail', or payload to 'indices'"
             )
         return self
 

@@ -16,6 +16,7 @@ from shared.errors import SubbatchError, WireError
 from shared.pb.v1 import selector_pb2 as pb
 from shared.records import RunInfo
 from shared.weights import content_hash
+from train_client.assembling import WantedRows
 from train_client.calls import Calls
 from train_client.received import Received
 from train_client.reports import Reports, trained_to_pb
@@ -30,8 +31,14 @@ _NO_SERVER = "start the server, or correct client.selector"
 class SelectorClient:
     """Calls of one rank for one run. `selection`, `report` and `push` may be called from different threads."""
 
-    def __init__(self, config: ClientConfig, *, run: str, rank: int) -> None:
+    def __init__(self, config: ClientConfig, *, run: str, rank: int, wanted: WantedRows | None = None) -> None:
         """Prepare a channel; nothing is sent yet.
+
+        Args:
+            config: Of the connection.
+            run: The run's name.
+            rank: This rank.
+            wanted: Rows that are to come with each selection.
 
         Raises:
             ConfigError: a token or TLS file that can't be read.
@@ -39,7 +46,9 @@ class SelectorClient:
         self._config, self._run, self._incarnation = config, run, 0
         self._calls = Calls(config)
         self._liveness = Liveness(self._calls, run=run)
-        self._stream = SelectionStream(self._calls, self._liveness, run=run, rank=rank, on_broken=self._broken)
+        self._stream = SelectionStream(
+            self._calls, self._liveness, run=run, rank=rank, on_broken=self._broken, wanted=wanted
+        )
         self._reports = Reports(self._calls, self._liveness, run=run, rank=rank, on_refused=self._stream.fail)
 
     # ---- opening and closing

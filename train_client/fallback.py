@@ -24,22 +24,30 @@ class Fallback:
         end: Steps before this one that have no selection yet are fallback steps.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store | None) -> None:
+        """Begin with none; without a store there can be none."""
         self._store = store
         self._info: RunInfo | None = None
         self.end = 0
 
-    def open(self, info: RunInfo, *, is_allowed: bool) -> None:
+    def open(self, info: RunInfo, *, cursor: int, is_allowed: bool) -> None:
         """Begin a run.
 
         Args:
             info: The run.
+            cursor: Where this job begins.
             is_allowed: Whether steps may be trained without a selection.
 
         Raises:
-            ConfigError: they may, though selections depend on those before them.
+            ConfigError: they may, though selections depend on those before them; or a checkpoint says that they are,
+                and there is no store to take their rows from.
         """
         self._info = info
+        if self.covers(cursor) and self._store is None:
+            raise ConfigError(
+                f"run {info.name!r}: the checkpoint says that steps {cursor} to {self.end - 1} are trained without a "
+                "selection, on rows of the store: set client.payload to 'indices', and data.store, until then"
+            )
         if is_allowed and info.selection.keeps_history:
             raise ConfigError(
                 f"run {info.name!r}: client.on_unavailable is sample, which leaves a gap in selections, and "
@@ -60,6 +68,7 @@ class Fallback:
     def received(self, step: int) -> Received:
         """The fallback selection of a step."""
         assert self._info is not None
+        assert self._store is not None
         now = time.time_ns()
         selection = fallback_selection(self._info, self._store, step)
         return Received(selection, PhaseTimes(), num_bytes=0, arrived_unix_ns=now)

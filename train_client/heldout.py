@@ -13,6 +13,7 @@ import torch
 from shared.dataset import Store
 from shared.partition import by_token_budget
 from shared.rowloss import collate, row_losses
+from train_client.training_data import TrainingData
 from train_client.whole import is_sharded
 
 _TOKENS_PER_FORWARD = 8192
@@ -46,7 +47,7 @@ def evaluating(model: Any) -> Iterator[None]:
             module.training = mode
 
 
-def heldout_loss(accelerator: Any, model: Any, store: Store, training: Store) -> HeldoutLoss:
+def heldout_loss(accelerator: Any, model: Any, store: Store, training: Store | TrainingData) -> HeldoutLoss:
     """Mean row losses of a store, the work divided among the ranks; the model's mode stays.
 
     Args:

@@ -17,7 +17,7 @@ from torch import Tensor
 from shared.dataset import Store
 from shared.errors import DataError
 from shared.partition import MicroBatch, micro_batches_per_step, partition
-from shared.records import Selection
+from shared.records import Row, Selection
 from shared.rowloss import collate
 from train_client.ranks import Ranks
 from train_client.read_ahead import ReadAhead
@@ -100,8 +100,23 @@ class SubBatchLoader:
     """Turns the selections of a source into this rank's steps."""
 
     def __init__(
-        self, source: SelectionSource, store: Store, ranks: Ranks, *, micro_batch_size: int, device: torch.device
+        self,
+        source: SelectionSource,
+        store: Store | None,
+        ranks: Ranks,
+        *,
+        micro_batch_size: int,
+        device: torch.device,
     ) -> None:
+        """Prepare.
+
+        Args:
+            source: Of the selections.
+            store: Of the rows; None where they come with the selections.
+            ranks: This rank and the others.
+            micro_batch_size: Most rows of a forward.
+            device: Where tensors go.
+        """
         self._source, self._store, self._ranks = source, store, ranks
         self._micro_batch_size = micro_batch_size
         self._staging = Staging(device)
@@ -157,7 +172,7 @@ class SubBatchLoader:
         selection = received.selection
         parts = self._share(selection)
         with self._staging.copying() as staged:
-            micro_batches = [self._sub_batch(selection, part, number, len(parts)) for number, part in enumerate(parts)]
+            micro_batches = [self._sub_batch(received, part, number, len(parts)) for number, part in enumerate(parts)]
         mine = np.concatenate([part.position[~part.is_filler] for part in parts])
         return _Prepared(
             received=received,
@@ -173,7 +188,7 @@ class SubBatchLoader:
         Raises:
             DataError: the selection names rows that this rank's store doesn't hold as the server does.
         """
-        if not np.array_equal(self._store.lengths(selection.index), selection.num_tokens):
+        if self._store and not np.array_equal(self._store.lengths(selection.index), selection.num_tokens):
             raise DataError(
                 f"run {selection.run!r}: the rows of step {selection.step} have other lengths in this rank's store "
                 "than on the server: give both the same store"
@@ -182,8 +197,15 @@ class SubBatchLoader:
             selection.num_tokens, world_size=self._ranks.world_size, micro_batch_size=self._micro_batch_size
         )[self._ranks.rank]
 
-    def _sub_batch(self, selection: Selection, part: MicroBatch, number: int, count: int) -> SubBatch:
-        rows = collate(self._store.rows(selection.index[part.position]))
+    def _rows(self, received: Received, part: MicroBatch) -> list[Row]:
+        if self._store:
+            return self._store.rows(received.selection.index[part.position])
+        assert received.rows is not None
+        return [received.rows[position] for position in part.position.tolist()]
+
+    def _sub_batch(self, received: Received, part: MicroBatch, number: int, count: int) -> SubBatch:
+        selection = received.selection
+        rows = collate(self._rows(received, part))
         weight = np.where(part.is_filler, 0.0, selection.weight[part.position].astype(np.float64))
         # Accelerate divides by the micro-batches of a step and DDP by the ranks; the step's loss is Σ w_i L_i / b.
         scale = weight * count * self._ranks.world_size / selection.large_batch_size

@@ -36,8 +36,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from shared.config import CONFIG_VARIABLE, Config, load_config
-from shared.dataset import Store
+from shared.config import Config, load_config
 from shared.errors import ConfigError, CursorError, FingerprintError, LoopError
 from shared.model import adapter_to_json, base_fingerprint, base_parameters
 from shared.records import Fingerprints, PhaseTimes, RunInfo, Selection
@@ -52,6 +51,7 @@ from train_client.loader import Step, SubBatch, SubBatchLoader
 from train_client.replay import ReplaySource
 from train_client.source import SelectionSource, ServerSource
 from train_client.trained import TrainedTensors
+from train_client.training_data import TrainingData, training_data
 from train_client.whole import is_sharded, one_whole
 
 _STATE_FORMAT = 1
@@ -110,7 +110,9 @@ class SubbatchPlugin:
         tokenizer: Any | None = None,
         divided_by: Literal["accelerate", "loss"] = "accelerate",
     ) -> None:
-        """Check the parts against each other and register for checkpoints; nothing is sent before the first batch.
+        """Check the parts against each other and register for checkpoints.
+
+        Nothing is sent before the first batch; only where the server is to send the rows, it is asked what they are.
 
         Args:
             accelerator: Accelerate's, one process per rank: DDP, DeepSpeed with ZeRO 1 to 3, or FSDP2.
@@ -158,25 +160,20 @@ class SubbatchPlugin:
 
     def _set_up(self, host: Host, model: Any, config: Config | Path | str | None, tokenizer: Any | None) -> None:
         self._config = config if isinstance(config, Config) else load_config(Path(config) if config else None)
-        if self._config.data.store is None:
-            raise ConfigError(
-                "data.store is not set: give the folder that `selector-server prepare` wrote, in the file that "
-                f"`config` or {CONFIG_VARIABLE} names, or as SUBBATCH_DATA__STORE"
-            )
         self._host, self._ranks = host, host.ranks
-        self._store = Store.open(self._config.data.store)
+        self._data = training_data(self._config, self._ranks)
         self._model = host.bare(model)
         self._trained = TrainedTensors(self._model)
-        if tokenizer is not None and tokenizer_fingerprint(tokenizer) != self._store.manifest.tokenizer.fingerprint:
+        if tokenizer is not None and tokenizer_fingerprint(tokenizer) != self._data.tokenizer:
             raise FingerprintError(
-                f"the trainer's tokenizer is {tokenizer_fingerprint(tokenizer)}, store {self._config.data.store} was "
-                f"prepared with {self._store.manifest.tokenizer.fingerprint}: use the store's tokenizer"
+                f"the trainer's tokenizer is {tokenizer_fingerprint(tokenizer)}, {self._data.origin} was prepared with "
+                f"{self._data.tokenizer}: use the store's tokenizer"
             )
         self._info = self._describe_run()
         self._source = self._make_source()
         self._loader = SubBatchLoader(
             self._source,
-            self._store,
+            self._data.store,
             self._ranks,
             micro_batch_size=self._config.train.micro_batch_size,
             device=host.device,
@@ -223,6 +220,11 @@ class SubbatchPlugin:
     def micro_batches_per_step(self) -> int:
         """How many micro-batches every rank runs in a step."""
         return self._loader.micro_batches_per_step(self._info.selection.sub_batch_size)
+
+    @property
+    def data(self) -> TrainingData:
+        """What is known of the rows that are drawn from."""
+        return self._data
 
     @property
     def info(self) -> RunInfo:
@@ -416,8 +418,8 @@ class SubbatchPlugin:
     def _describe_run(self) -> RunInfo:
         run, selection = self._config.run, self._config.selection
         fingerprints = Fingerprints(
-            dataset=self._store.fingerprint,
-            tokenizer=self._store.manifest.tokenizer.fingerprint,
+            dataset=self._data.fingerprint,
+            tokenizer=self._data.tokenizer,
             base_model=self._base_fingerprint(),
         )
         return RunInfo(
@@ -438,9 +440,11 @@ class SubbatchPlugin:
         return fingerprint if self._ranks.is_first else {}
 
     def _make_source(self) -> SelectionSource:
-        client = self._config.client
+        client, store = self._config.client, self._data.store
         if client.selector == "inline":
-            return InlineSource(self._model, self._store, self._ranks)
+            assert store
+            return InlineSource(self._model, store, self._ranks)
         if client.replay is not None:
-            return ReplaySource(client.replay, self._store)
-        return ServerSource(client, self._model, self._store, self._ranks, run=self._config.run)
+            assert store
+            return ReplaySource(client.replay, store)
+        return ServerSource(client, self._model, self._data, self._ranks, run=self._config.run)

@@ -10,9 +10,9 @@ import time
 from typing import Any, Protocol
 
 from shared.config import ClientConfig, RunConfig
-from shared.dataset import Store
 from shared.errors import UnavailableError
 from shared.records import RunInfo
+from train_client.assembling import WantedRows
 from train_client.calls import LOG_EVERY_S
 from train_client.client import SelectorClient
 from train_client.fallback import Fallback, end_without
@@ -21,6 +21,7 @@ from train_client.ranks import Ranks
 from train_client.received import Received
 from train_client.stream import Look
 from train_client.trained import TrainedTensors
+from train_client.training_data import TrainingData
 from train_client.waiting import Wait
 
 logger = logging.getLogger(__name__)
@@ -68,9 +69,10 @@ class ServerSource:
 
     reads_ahead = True
 
-    def __init__(self, client: ClientConfig, model: Any, store: Store, ranks: Ranks, *, run: RunConfig) -> None:
+    def __init__(self, client: ClientConfig, model: Any, data: TrainingData, ranks: Ranks, *, run: RunConfig) -> None:
         self._trained, self._ranks = TrainedTensors(model), ranks
-        self._client = SelectorClient(client, run=run.name, rank=ranks.rank)
+        wanted = WantedRows(ranks.rank, ranks.world_size, data.max_token_id) if data.store is None else None
+        self._client = SelectorClient(client, run=run.name, rank=ranks.rank, wanted=wanted)
         self._samples = client.on_unavailable == "sample"
         # No step may wait for a server that is away: what its selection needs is under way, and one upload at hand.
         most = run.staleness // run.push_every + 3 if self._samples else MAX_UNDER_WAY
@@ -78,7 +80,7 @@ class ServerSource:
         if ranks.is_first:
             fail = self._client.fail_selections
             self._pusher = Pusher(self._client.push, run=run.name, max_under_way=most, on_failed=fail)
-        self._fallback = Fallback(store)
+        self._fallback = Fallback(data.store)
         self._loaded: dict[int, bytes] = {}
         self._next_log = 0.0
         self._info: RunInfo | None = None
@@ -94,7 +96,7 @@ class ServerSource:
         Raises:
             SubbatchError: the same on every rank.
         """
-        self._fallback.open(info, is_allowed=self._samples)
+        self._fallback.open(info, cursor=cursor, is_allowed=self._samples)
         self._info, self._completed = info, cursor
 
         def opening() -> tuple[int, list[int]]:

@@ -9,18 +9,15 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
-import zlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
 import grpc
 
-from shared.convert import times_from_pb
 from shared.errors import SubbatchError, UnavailableError, WireError, from_rpc_error, is_retryable
 from shared.pb.v1 import selector_pb2 as pb
-from shared.wire import decode_selection
+from train_client.assembling import Assembly, DamagedError, WantedRows
 from train_client.calls import Calls
 from train_client.received import Received
 from train_client.waiting import Liveness, Wait
@@ -29,7 +26,8 @@ Look = Literal["here", "away", "not yet"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_QUEUED = 64
+# What has come and wasn't taken yet; the server is then held up by gRPC's flow control.
+_MAX_QUEUED, _MAX_QUEUED_BYTES = 64, 64 << 20
 _LOOK_EVERY_S = 0.5
 # Even a stream has a deadline; it is then asked for again.
 _STREAM_S = 3600.0
@@ -38,7 +36,16 @@ _STREAM_S = 3600.0
 class SelectionStream:
     """Receives in the background. `take` and `look` may be called from different threads."""
 
-    def __init__(self, calls: Calls, liveness: Liveness, *, run: str, rank: int, on_broken: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        liveness: Liveness,
+        *,
+        run: str,
+        rank: int,
+        on_broken: Callable[[], None],
+        wanted: WantedRows | None,
+    ) -> None:
         """Prepare; `start` subscribes.
 
         Args:
@@ -47,7 +54,10 @@ class SelectionStream:
             run: The run's name.
             rank: This rank.
             on_broken: Called when a stream has broken, before it is asked for again.
+            wanted: Rows that are to come with each selection.
         """
+        self._payload = pb.PAYLOAD_RECORDS if wanted else pb.PAYLOAD_INDICES
+        self._assembly = Assembly(run=run, wanted=wanted)
         self._calls, self._liveness = calls, liveness
         self._run, self._rank, self._on_broken = run, rank, on_broken
         self._changed = threading.Condition()
@@ -137,6 +147,10 @@ class SelectionStream:
     def _is_settled(self, step: int) -> bool:
         return bool(step < self._first_wanted or step < self._next or self._error or self._calls.stopping.is_set())
 
+    def _has_room(self) -> bool:
+        num_bytes = sum(received.num_bytes for received in self._arrived)
+        return not self._arrived or (len(self._arrived) < _MAX_QUEUED and num_bytes < _MAX_QUEUED_BYTES)
+
     def _take(self, step: int) -> Received | None:
         if step < self._first_wanted:
             return None
@@ -167,7 +181,7 @@ class SelectionStream:
                     self._begin_again()
                 else:
                     self._begin_again(f"no connection to {self._calls.config.selector}: {error.details()}")
-            except _DamagedError as error:
+            except DamagedError as error:
                 self._begin_again(str(error))
             except Exception as error:  # this thread's end must not look like a server that is silent
                 if not self._calls.stopping.is_set():
@@ -187,41 +201,27 @@ class SelectionStream:
         with self._changed:
             self._next = max(self._next, self._first_wanted)
         request = pb.StreamSelectionsRequest(
-            run=self._run, incarnation=self._incarnation, rank=self._rank, from_step=self._next
+            run=self._run,
+            incarnation=self._incarnation,
+            rank=self._rank,
+            from_step=self._next,
+            payload=self._payload,
         )
         calls = self._calls
+        self._assembly.begin_again()
         self._stream = calls.stub.StreamSelections(
             request, metadata=calls.metadata, timeout=_STREAM_S, wait_for_ready=True
         )
         for message in self._stream:
-            received = _decode(message, run=self._run, step=self._next)
+            received = self._assembly.add(message, step=self._next)
             self._liveness.answered()
+            if received is None:
+                continue
             with self._changed:
-                self._changed.wait_for(lambda: len(self._arrived) < _MAX_QUEUED or calls.stopping.is_set())
+                self._changed.wait_for(lambda: self._has_room() or calls.stopping.is_set())
                 if calls.stopping.is_set():
                     return
                 if received.selection.step >= self._first_wanted:
                     self._arrived.append(received)
                 self._next += 1
                 self._changed.notify_all()
-
-
-class _DamagedError(Exception):
-    """A message isn't what the server sent."""
-
-
-def _decode(message: pb.SelectionMessage, *, run: str, step: int) -> Received:
-    """The selection in a message, if it is the one that was asked for.
-
-    Raises:
-        WireError: malformed, of another run, or not the next step.
-        _DamagedError: not what was sent.
-    """
-    if message.HasField("arrow_crc32") and zlib.crc32(message.arrow) != message.arrow_crc32:
-        raise _DamagedError("its selection was damaged on the way, which TLS (client.tls) would keep from happening")
-    selection = decode_selection(message.arrow)
-    if selection.run != run or selection.step != step or message.step != step:
-        raise WireError(
-            f"expected the selection of run {run!r}, step {step}, got run {selection.run!r}, step {selection.step}"
-        )
-    return Received(selection, times_from_pb(message.times), len(message.arrow), time.time_ns())

@@ -26,7 +26,7 @@ from shared.dataset import Store
 from shared.errors import ConfigError, FingerprintError
 from shared.model import load_base_model, new_adapter
 from shared.records import RunInfo
-from shared.tokenizer import load_tokenizer
+from shared.tokenizer import load_tokenizer, tokenizer_fingerprint
 from shared.weights import content_hash, encode_weights
 from train_client.checkpoint import latest_checkpoint, save_checkpoint
 from train_client.gradient_check import GradientCheck
@@ -34,6 +34,7 @@ from train_client.heldout import heldout_loss
 from train_client.plugin import SubbatchPlugin
 from train_client.progress import Progress
 from train_client.trained import TrainedTensors
+from train_client.training_data import TrainingData
 from train_client.whole import save_pretrained
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def train(config: Config) -> None:
     accelerator = make_accelerator(config)
     set_seed(config.run.seed, device_specific=True)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    heldout = _open_heldout(config, tokenizer)
     model = make_model(config, accelerator.device)
     optimizer, scheduler = make_optimizer(config, model)
     accelerator.register_for_checkpointing(scheduler)
@@ -61,18 +63,7 @@ def train(config: Config) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         scheduler.optimizer = optimizer  # which need not be the one that was made: an offloaded one isn't
-    assert config.data.store is not None
-    store = Store.open(config.data.store)
-    heldout = Store.open(config.data.heldout_store) if config.data.heldout_store else None
-    check = GradientCheck(
-        accelerator,
-        model,
-        store,
-        config.selection,
-        seed=config.run.seed,
-        every=settings.gradient_check_every,
-        output=settings.output,
-    )
+    check = _gradient_check(accelerator, model, config, subbatch.data)
     if resume:
         accelerator.load_state(str(resume))
 
@@ -84,9 +75,9 @@ def train(config: Config) -> None:
     with Progress(accelerator, settings.output, first_step=first, num_steps=count, facts=facts) as progress:
         if heldout and first == 0 and settings.eval_every:
             with progress.memory.left_out():
-                progress.heldout(0, heldout_loss(accelerator, model, heldout, store))
+                progress.heldout(0, heldout_loss(accelerator, model, heldout, subbatch.data))
         for batch in subbatch:
-            if batch.number == 0:
+            if check and batch.number == 0:
                 with subbatch.untimed(), progress.memory.left_out():
                     check.before(subbatch.selection)
             with accelerator.accumulate(model):
@@ -104,7 +95,7 @@ def train(config: Config) -> None:
                     done == subbatch.num_steps or (settings.eval_every and done % settings.eval_every == 0)
                 ):
                     with progress.memory.left_out():
-                        progress.heldout(done, heldout_loss(accelerator, model, heldout, store))
+                        progress.heldout(done, heldout_loss(accelerator, model, heldout, subbatch.data))
                 if settings.save_every and done % settings.save_every == 0:
                     save_checkpoint(accelerator, settings.output, done)
         progress.ended()
@@ -125,13 +116,15 @@ def _check_inputs(config: Config) -> Path | None:
     """
     if not config.model.path:
         raise ConfigError("model.path is not set: give a hub id, a folder or a .gguf file")
-    stores = [Store.open(path) for path in (config.data.store, config.data.heldout_store) if path]
-    for other in stores[1:]:
-        if other.manifest.tokenizer.fingerprint != stores[0].manifest.tokenizer.fingerprint:
-            raise FingerprintError(
-                f"data.heldout_store {other.path} was prepared with tokenizer {other.manifest.tokenizer.fingerprint}, "
-                f"data.store with {stores[0].manifest.tokenizer.fingerprint}: prepare both with the model's tokenizer"
-            )
+    sends_rows = config.client.payload == "records"
+    for path in (None if sends_rows else config.data.store, config.data.heldout_store):
+        if path:
+            Store.open(path)
+    if sends_rows and config.train.gradient_check_every:
+        raise ConfigError(
+            f"train.gradient_check_every is {config.train.gradient_check_every}, which reads large batches from "
+            'data.store, and client.payload is "records": set it to 0, or client.payload to "indices"'
+        )
     try:
         config.train.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -142,6 +135,39 @@ def _check_inputs(config: Config) -> Path | None:
     if resume and not (resume / "custom_checkpoint_0.pkl").is_file():
         raise ConfigError(f"train.resume {resume} is not a checkpoint folder: give one, or `latest`")
     return resume
+
+
+def _open_heldout(config: Config, tokenizer: Any) -> Store | None:
+    """The held-out rows, where there are any; they are on this machine, whatever `client.payload` says.
+
+    Raises:
+        FingerprintError: they were prepared with another tokenizer than the model's.
+    """
+    if config.data.heldout_store is None:
+        return None
+    heldout = Store.open(config.data.heldout_store)
+    if heldout.manifest.tokenizer.fingerprint != (fingerprint := tokenizer_fingerprint(tokenizer)):
+        raise FingerprintError(
+            f"data.heldout_store {heldout.path} was prepared with tokenizer {heldout.manifest.tokenizer.fingerprint}, "
+            f"that of model.path {config.model.path} is {fingerprint}: prepare it with the model's tokenizer"
+        )
+    return heldout
+
+
+def _gradient_check(accelerator: Any, model: Any, config: Config, data: TrainingData) -> GradientCheck | None:
+    every = config.train.gradient_check_every
+    if not every:
+        return None
+    assert data.store
+    return GradientCheck(
+        accelerator,
+        model,
+        data.store,
+        config.selection,
+        seed=config.run.seed,
+        every=every,
+        output=config.train.output,
+    )
 
 
 def make_accelerator(config: Config) -> Any:

@@ -31,6 +31,7 @@ def run_status(hosted: HostedRun, *, scoring_processes: int) -> pb.RunStatus:
         gone_ranks=hosted.leases.away,
         scoring_processes=scoring_processes,
         num_fallback=run.num_fallback,
+        sent_bytes=hosted.tally.sent_bytes,
     )
 
 

@@ -14,7 +14,7 @@ from shared.pb.v1 import selector_pb2 as pb
 
 _COLUMNS = (
     "run", "incarnation", "selected", "fallback", "completed by rank", "ranks", "weights kept", "scoring processes",
-    "waits for",
+    "sent", "waits for",
 )  # fmt: skip
 
 
@@ -48,6 +48,7 @@ def status_table(address: str, runs: Sequence[pb.RunStatus]) -> Table:
             ranks_there(status),
             " ".join(map(str, status.weights_versions)) or "–",
             str(status.scoring_processes),
+            f"{status.sent_bytes / 2**20:.1f} MiB",
             status.waits_for,
         )
     return table

@@ -118,6 +118,15 @@ class GuardedService(selector_pb2_grpc.SelectorServiceServicer):
                         yield status
 
     @unary
+    async def DescribeStore(
+        self, request: pb.DescribeStoreRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DescribeStoreReply:
+        """Say what the store is, to whoever may open a run on it."""
+        with self._traffic.call():
+            reply: pb.DescribeStoreReply = await self._service.DescribeStore(request, context)
+            return reply
+
+    @unary
     async def CloseRun(self, request: pb.CloseRunRequest, context: grpc.aio.ServicerContext) -> pb.CloseRunReply:
         """End a run."""
         self._require_mine(request.run)
