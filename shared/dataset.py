@@ -11,7 +11,6 @@ conversations need.
 from __future__ import annotations
 
 import bisect
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -148,17 +147,12 @@ class Store:
         ids = _entry(self._ids[batch], self._offsets[batch], local)
         edges = _entry(*self._mask_edges[batch], local) if self._mask_edges else _NO_EDGES
         self._account(3 * ACCESS_BYTES + (0 if ids is None else ids.nbytes))
-        num_prompt_tokens = int(self._num_prompt_tokens[batch][local])
-        # What no model could take, and would answer with an index error far from here.
-        if (
-            ids is None
-            or edges is None
-            or not _is_rising([-1, num_prompt_tokens, *edges.tolist(), len(ids)])
-            or ids.min() < 0
-            or ids.max() > self.manifest.max_token_id
-        ):
+        row = None
+        if ids is not None and edges is not None:
+            row = Row(ids, int(self._num_prompt_tokens[batch][local]), edges)
+        if row is None or not row.is_sound(max_token_id=self.manifest.max_token_id):
             raise DataError(f"row {number} of store {self.path} has been damaged: copy the store again, or prepare it")
-        return Row(ids, num_prompt_tokens, edges)
+        return row
 
     def rows(self, index: Index) -> list[Row]:
         """The rows of an index [n], in its order.
@@ -232,10 +226,6 @@ def _entry(values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int32], local:
     entry = values[start:end].copy()
     entry.flags.writeable = False
     return entry if 0 <= start <= end and len(entry) == end - start else None
-
-
-def _is_rising(values: Sequence[int]) -> bool:
-    return all(a < b for a, b in itertools.pairwise(values))
 
 
 def _read_manifest(path: Path) -> Manifest:

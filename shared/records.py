@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +26,15 @@ class Row:
     input_ids: npt.NDArray[np.int32]
     num_prompt_tokens: int
     mask_edges: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+
+    def is_sound(self, *, max_token_id: int) -> bool:
+        """Whether a store with this largest token can hold it; a model would answer what isn't with an index error."""
+        edges = [-1, self.num_prompt_tokens, *self.mask_edges.tolist(), len(self.input_ids)]
+        return (
+            all(a < b for a, b in itertools.pairwise(edges))
+            and 0 <= int(self.input_ids.min())
+            and int(self.input_ids.max()) <= max_token_id
+        )
 
     def loss_mask(self) -> npt.NDArray[np.bool_]:
         """Which tokens are answer, the only ones with a loss, bool [num_tokens]."""

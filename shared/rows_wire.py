@@ -63,15 +63,11 @@ def decode_rows(payload: bytes, *, max_token_id: int) -> tuple[npt.NDArray[np.in
     columns = [_values(batch.column(name), is_list=is_list) for name, is_list in _LISTS.items()]
     rows = [Row(*fields) for fields in zip(*columns, strict=True)]
     for number, row in zip(index.tolist(), rows, strict=True):
-        if number < 0 or not _is_sound(row, max_token_id):
-            raise WireError(f"row {number} that arrived has no answer, or tokens outside 0 to {max_token_id}")
+        if number < 0 or not row.is_sound(max_token_id=max_token_id):
+            raise WireError(
+                f"row {number} that arrived has no answer, a mask out of order, or tokens outside 0 to {max_token_id}"
+            )
     return index, rows
-
-
-def _is_sound(row: Row, max_token_id: int) -> bool:
-    """Whether a model of the store's vocabulary can be trained on a row."""
-    ids = row.input_ids
-    return 0 <= row.num_prompt_tokens < len(ids) and 0 <= ids.min() and ids.max() <= max_token_id
 
 
 def _list_column(values: Sequence[npt.NDArray[np.int32]]) -> pa.Array:

@@ -52,8 +52,8 @@ def training_data(config: Config, ranks: Ranks) -> TrainingData:
     if config.data.store is None:
         raise ConfigError(
             "data.store is not set: give the folder that `selector-server prepare` wrote, in the file that `config` or "
-            f"{CONFIG_VARIABLE} names, or as SUBBATCH_DATA__STORE; or let the server send the rows with client.payload = "
-            "'records'"
+            f"{CONFIG_VARIABLE} names, or as SUBBATCH_DATA__STORE; or let the server send the rows, with "
+            "client.payload 'records'"
         )
     return _of_store(config.data.store)
 

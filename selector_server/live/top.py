@@ -93,7 +93,6 @@ def _figures(status: pb.RunStatus) -> Text:
         "picked": f"{detail.sub_batch_size} of {detail.large_batch_size}",
         "weights kept": " ".join(map(str, status.weights_versions)) or "–",
         "fallback steps": str(status.num_fallback),
-        "sent": f"{status.sent_bytes / 2**20:.1f} MiB",
     }
     return Text("   ").join(Text.assemble((f"{name} ", "dim"), value) for name, value in shown.items())
 

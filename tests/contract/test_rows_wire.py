@@ -20,8 +20,8 @@ fixed = settings(deadline=None, derandomize=True)
 MOST = 99
 
 
-def a_row(*tokens: int, prompt: int = 1) -> Row:
-    return Row(np.array(tokens, dtype=np.int32), prompt)
+def a_row(*tokens: int, prompt: int = 1, edges: tuple[int, ...] = ()) -> Row:
+    return Row(np.array(tokens, dtype=np.int32), prompt, np.array(edges, dtype=np.int32))
 
 
 def sent(*rows: Row, index: list[int] | None = None) -> bytes:
@@ -43,7 +43,7 @@ def assert_equal(left: Row, right: Row) -> None:
 )
 def test_any_rows_arrive_as_they_were_sent(rows: list[tuple[int, list[int]]]) -> None:
     index = np.array([number for number, _ in rows], dtype=np.int64)
-    made = [a_row(*tokens, prompt=len(tokens) - 1) for _, tokens in rows]
+    made = [a_row(*tokens, prompt=0, edges=tuple(range(1, len(tokens), 2))) for _, tokens in rows]
     got_index, got = decode_rows(encode_rows(index, made), max_token_id=2**31 - 1)
     assert got_index.tolist() == index.tolist()
     for mine, theirs in zip(made, got, strict=True):
@@ -100,6 +100,9 @@ REFUSED = {
     "a token that the store doesn't have": sent(a_row(1, MOST + 1)),
     "no answer": sent(a_row(1, 2, prompt=2)),
     "a prompt of negative length": sent(a_row(1, 2, prompt=-1)),
+    "a mask whose edges don't rise": sent(a_row(1, 2, 3, 4, 5, edges=(3, 3))),
+    "a mask that begins in the prompt": sent(a_row(1, 2, 3, 4, 5, prompt=2, edges=(2, 4))),
+    "a mask beyond the row": sent(a_row(1, 2, 3, edges=(2, 3))),
     "no tokens": sent(a_row(prompt=0)),
     "a negative row number": sent(a_row(1, 2), index=[-1]),
     "a null": forged("num_prompt_tokens", pa.array([1, None], pa.int32())),
