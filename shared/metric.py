@@ -7,7 +7,7 @@ exported, drawn on a dashboard or alerted on is one of these. Nothing here impor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -34,7 +34,7 @@ class Metric:
     kind: Kind
     help: str
     labels: tuple[str, ...] = ()
-    values: Mapping[str, tuple[str, ...]] | None = None
+    values: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
 
     @property
     def scraped_names(self) -> tuple[str, ...]:

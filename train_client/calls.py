@@ -20,6 +20,7 @@ from shared.errors import UnavailableError, from_rpc_error, is_retryable
 from shared.pb.v1 import selector_pb2 as pb
 from shared.pb.v1 import selector_pb2_grpc
 from shared.transport import call_metadata, open_channel
+from train_client.traffic import Traffic
 from train_client.upload import PUSH_METHOD
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Calls:
         stub: Of the service; calls take `metadata` and a timeout.
         push_weights: The method that takes a push's messages as bytes.
         stopping: Set when the channel is closed; everything that waits here looks at it.
+        traffic: What was sent and repeated.
     """
 
     def __init__(self, config: ClientConfig) -> None:
@@ -53,12 +55,14 @@ class Calls:
             PUSH_METHOD, response_deserializer=pb.PushWeightsReply.FromString
         )
         self.stopping = threading.Event()
+        self.traffic = Traffic()
 
     def call(
         self,
         doing: str,
         call: Callable[[float], T],
         *,
+        kind: str,
         patience_s: float | None = None,
         timeout_s: float | None = None,
         remedy: str = REMEDY,
@@ -68,6 +72,7 @@ class Calls:
         Args:
             doing: What for, in words that name the run.
             call: Makes the call with a deadline in seconds.
+            kind: One of `metrics.CALLS`, which repetitions are counted by.
             patience_s: How long to try again; client.call_timeout_s unless given.
             timeout_s: The deadline of each attempt; client.call_timeout_s unless given.
             remedy: What a person can do where patience ends.
@@ -94,6 +99,7 @@ class Calls:
                     logger.warning(
                         "%s; trying again, since %.0f s, for %.0f s more", failure, waited, patience_s - waited
                     )
+                self.traffic.retried(kind)
                 if self.stopping.wait(random.uniform(0.5, 1.0) * pause_s):
                     raise failure from None
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

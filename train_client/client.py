@@ -7,6 +7,7 @@ for and when that ends.
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from collections.abc import Callable, Mapping
 
@@ -21,6 +22,7 @@ from train_client.calls import Calls
 from train_client.received import Received
 from train_client.reports import Reports, trained_to_pb
 from train_client.stream import Look, SelectionStream
+from train_client.traffic import Connection
 from train_client.upload import push_messages
 from train_client.waiting import Liveness, Wait
 
@@ -67,7 +69,11 @@ class SelectorClient:
             runs.cancel()
 
         self._calls.call(
-            f"reaching {self._config.selector}", asking, patience_s=self._config.connect_timeout_s, remedy=_NO_SERVER
+            f"reaching {self._config.selector}",
+            asking,
+            kind="open",
+            patience_s=self._config.connect_timeout_s,
+            remedy=_NO_SERVER,
         )
 
     def open_run(
@@ -103,6 +109,7 @@ class SelectorClient:
         reply = self._calls.call(
             f"opening run {self._run!r} at step {cursor} on {self._config.selector}",
             lambda timeout: self._calls.stub.OpenRun(request, timeout=timeout, metadata=self._calls.metadata),
+            kind="open",
             patience_s=self._config.connect_timeout_s,
             # Opening builds the run's model on the server, which takes longer than a plain call.
             timeout_s=self._config.wait_timeout_s,
@@ -129,7 +136,7 @@ class SelectorClient:
             self._reports.tell_trained(timeout_s)
             self._calls.stub.CloseRun(request, timeout=timeout_s, metadata=self._calls.metadata)
 
-        self._calls.call(f"closing run {self._run!r}", closing)
+        self._calls.call(f"closing run {self._run!r}", closing, kind="close")
 
     def close(self) -> None:
         """Stop the background threads and the channel."""
@@ -230,20 +237,26 @@ class SelectorClient:
             )
             return reply
 
-        config = self._config
+        config, began = self._config, time.perf_counter()
         reply = self._calls.call(
             f"run {self._run!r}: pushing weights version {version}",
             pushing,
+            kind="push",
             patience_s=math.inf if config.on_unavailable == "sample" else config.wait_timeout_s,
             timeout_s=config.call_timeout_s + len(payload) / _SLOWEST_PUSH_BYTES_PER_S,
         )
         self._liveness.answered()
         if reply.durable_version != version:
             raise WireError(f"run {self._run!r}: pushed weights version {version}, got {reply.durable_version} back")
+        self._calls.traffic.pushed(len(payload), time.perf_counter() - began)
 
     def wait_for_push(self, step: int) -> Wait:
         """A wait, at a step, for a push to be durable."""
         return Wait(self._liveness, self._calls, run=self._run, step=step, what="weights to be durable on the server")
+
+    def connection(self, *, pushes_under_way: int) -> Connection:
+        """How it stands with the server now; asks nobody."""
+        return Connection(self._liveness.away_s, self._stream.next_to_arrive, pushes_under_way, self._calls.traffic)
 
     def _broken(self) -> None:
         self._reports.forget()

@@ -22,6 +22,7 @@ from shared.records import Selection
 from shared.rowloss import collate, row_losses
 from shared.sampler import draw_large_batch
 from shared.selection_config import SelectionConfig
+from train_client.gradient_match import GradientMatch
 from train_client.heldout import evaluating
 from train_client.progress import keep_steps_before
 
@@ -70,20 +71,22 @@ class GradientCheck:
         self._sum: Tensor | None = None  # of errors, on rank 0
         self._sum_of_squares = self._sum_of_norms = 0.0
 
-    def before(self, selection: Selection) -> None:
+    def before(self, selection: Selection) -> GradientMatch | None:
         """Check the selection that is about to be trained, if its turn has come. Every rank takes part.
+
+        Returns:
+            What was found, on rank 0.
 
         Cost: memory for four gradients, of which rank 0 keeps one from check to check.
         """
         if not self._every or selection.step % self._every:
-            return
+            return None
         drawn = draw_large_batch(self._store.source_rows, self._selection, seed=self._seed, step=selection.step)
         rows = np.setdiff1d(drawn, selection.skipped)
         with evaluating(self._model):
             large = self._gradient(rows, np.full(len(rows), 1 / len(rows)))
             sub = self._gradient(selection.index, selection.weight / selection.large_batch_size)
-        if self._accelerator.is_main_process:
-            self._note(selection.step, large, sub)
+        return self._note(selection.step, large, sub) if self._accelerator.is_main_process else None
 
     def _gradient(self, rows: npt.NDArray[np.int64], weight: npt.NDArray[np.floating[Any]]) -> Tensor:
         """Σ weight · ∇L over all ranks, flat."""
@@ -109,7 +112,7 @@ class GradientCheck:
         summed: Tensor = self._accelerator.reduce(total, reduction="sum")
         return summed
 
-    def _note(self, step: int, large: Tensor, sub: Tensor) -> None:
+    def _note(self, step: int, large: Tensor, sub: Tensor) -> GradientMatch | None:
         large_square, sub_square = _square(large), _square(sub)
         error = sub.sub_(large)
         error_square, norm = _square(error), math.sqrt(large_square)
@@ -118,7 +121,7 @@ class GradientCheck:
                 "step %d: no gradient check, the norms are %g of the large batch's gradient, %g of the sub-batch's",
                 step, norm, math.sqrt(sub_square),
             )  # fmt: skip
-            return
+            return None
         self._sum = error if self._sum is None else self._sum.add_(error)
         self._sum_of_squares += error_square
         self._sum_of_norms += norm
@@ -136,6 +139,7 @@ class GradientCheck:
         keep_steps_before(path, step)
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        return GradientMatch(line["error"], line["cosine"], line["bias"])
 
 
 def _square(vector: Tensor) -> float:

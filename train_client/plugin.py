@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,10 +44,12 @@ from shared.rowloss import row_losses
 from shared.tokenizer import tokenizer_fingerprint
 from shared.weights import tensor_specs
 from train_client.figures import Figures
+from train_client.gradient_match import GradientMatch
 from train_client.guard import Guard
 from train_client.hosts import AccelerateHost, EngineHost, Host
 from train_client.inline import InlineSource
 from train_client.loader import Step, SubBatch, SubBatchLoader
+from train_client.observing import Observe, observing
 from train_client.replay import ReplaySource
 from train_client.source import SelectionSource, ServerSource
 from train_client.trained import TrainedTensors
@@ -99,7 +101,12 @@ class StepReport:
 
 
 class SubbatchPlugin:
-    """Iterate over it for this rank's micro-batches; take the loss from it. One plugin is one run."""
+    """Iterate over it for this rank's micro-batches; take the loss from it. One plugin is one run.
+
+    Attributes:
+        last_step: What the step before was; None before the first.
+        gradient_match: How well a sub-batch stood in for its large batch, where the loop measures it; for metrics.
+    """
 
     def __init__(
         self,
@@ -186,7 +193,9 @@ class SubbatchPlugin:
         self._loss = math.nan
         self._clock: dict[str, float] = {}
         self._figures = Figures(mean_over_ranks=self._ranks.mean)
+        self._observe: Observe = lambda report: None
         self.last_step: StepReport | None = None
+        self.gradient_match: GradientMatch | None = None
 
     @property
     def cursor(self) -> int:
@@ -266,16 +275,17 @@ class SubbatchPlugin:
             raise ConfigError(
                 'client.selector = "inline" scores with the model of one rank, which holds only a shard: use a server'
             )
-        self._source.open(self._info, cursor=self._cursor, restart=run.restart)
-        self._loader.start(self._cursor, self.num_steps)
-        try:
-            while self._cursor < self.num_steps:
-                yield self._next_step()
-                self._guard.end()
-            self._source.finish()
-        finally:
-            self._guard.remove()
-            self._loader.close()
+        with self._observed() as self._observe:
+            self._source.open(self._info, cursor=self._cursor, restart=run.restart)
+            self._loader.start(self._cursor, self.num_steps)
+            try:
+                while self._cursor < self.num_steps:
+                    yield self._next_step()
+                    self._guard.end()
+                self._source.finish()
+            finally:
+                self._guard.remove()
+                self._loader.close()
 
     def _next_step(self) -> list[SubBatch]:
         self._step = self._loader.step(self._cursor)
@@ -408,6 +418,19 @@ class SubbatchPlugin:
             selector=step.received.times,
         )
         self._figures.add(self.last_step)
+        self._observe(self.last_step)
+
+    def _observed(self) -> AbstractContextManager[Observe]:
+        return observing(
+            self._config.client,
+            self._info,
+            self._store,
+            self._source,
+            is_first=self._ranks.is_first,
+            first_step=self._cursor,
+            device=self._host.device,
+            gradient_match=lambda: self.gradient_match,
+        )
 
     # ---- construction
 

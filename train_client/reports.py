@@ -125,6 +125,7 @@ class Reports:
                         self._error = refused
                     self._on_refused(refused)
                     return
+                self._calls.traffic.retried("report")
                 stopping.wait(random.uniform(0.1, 0.5))
                 continue
             except ValueError:  # what gRPC raises where the channel was closed meanwhile

@@ -20,6 +20,7 @@ from train_client.push import MAX_UNDER_WAY, Pusher
 from train_client.ranks import Ranks
 from train_client.received import Received
 from train_client.stream import Look
+from train_client.traffic import Connection
 from train_client.trained import TrainedTensors
 from train_client.training_data import TrainingData
 from train_client.waiting import Wait
@@ -207,6 +208,10 @@ class ServerSource:
         self._incarnation = int(state.get("incarnation", 0))
         self._loaded = state.get("trained", {})
         self._fallback.end = int(state.get("fallback_end", 0))
+
+    def connection(self) -> Connection:
+        """How this rank stands with its server now; for metrics, from any thread."""
+        return self._client.connection(pushes_under_way=len(self._pusher.not_durable) if self._pusher else 0)
 
     def finish(self) -> None:
         """Close the run; training is done, so a server that has gone away is no reason to fail."""

@@ -132,6 +132,11 @@ class SelectionStream:
             self._error = error
             self._changed.notify_all()
 
+    @property
+    def next_to_arrive(self) -> int:
+        """The first step whose selection hasn't come."""
+        return max(self._next, self._first_wanted)
+
     def close(self) -> None:
         """End the thread and every wait; the channel is closed already, or is about to be."""
         if self._stream is not None:
@@ -194,6 +199,7 @@ class SelectionStream:
             logger.warning("run %s: step %d: %s; subscribing again", self._run, self._next, why)
         if self._stream is not None:
             self._stream.cancel()
+        self._calls.traffic.retried("stream")
         self._on_broken()
         self._calls.stopping.wait(random.uniform(0.05, 0.3))
 

@@ -79,7 +79,7 @@ def train(config: Config) -> None:
         for batch in subbatch:
             if check and batch.number == 0:
                 with subbatch.untimed(), progress.memory.left_out():
-                    check.before(subbatch.selection)
+                    subbatch.gradient_match = check.before(subbatch.selection) or subbatch.gradient_match
             with accelerator.accumulate(model):
                 loss = subbatch.loss(model, batch)
                 accelerator.backward(loss)
