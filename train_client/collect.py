@@ -9,7 +9,6 @@ import torch
 
 from shared.accelerator import accelerator_use
 from shared.config import ClientConfig, MetricsConfig
-from shared.dataset import Store
 from shared.durations import Durations
 from shared.metric import Metric
 from shared.records import RunInfo
@@ -22,6 +21,7 @@ from train_client import metrics as m
 from train_client.gradient_match import GradientMatch
 from train_client.source import SelectionSource, ServerSource
 from train_client.tally import Tally
+from train_client.training_data import TrainingData
 
 
 class Collector:
@@ -31,7 +31,7 @@ class Collector:
         self,
         client: ClientConfig,
         info: RunInfo,
-        store: Store,
+        data: TrainingData,
         source: SelectionSource,
         tally: Tally,
         *,
@@ -44,7 +44,7 @@ class Collector:
         Args:
             client: How selections come.
             info: The run.
-            store: Its rows.
+            data: Its rows.
             source: Of its selections.
             tally: Of its steps.
             first_step: At which this job began.
@@ -52,7 +52,7 @@ class Collector:
             gradient_match: The newest one that was measured, if any.
         """
         self._info, self._source, self._tally = info, source, tally
-        self._labels = SourceLabels(store.source_names, store.source_rows)
+        self._labels = SourceLabels(data.source_names, data.source_rows)
         self._first_step, self._device, self._gradient_match = first_step, device, gradient_match
         self._selector = client.selector if client.selector in ("inline", "replay") else "server"
 

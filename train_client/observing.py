@@ -14,11 +14,11 @@ from shared.config import ClientConfig
 if TYPE_CHECKING:
     import torch
 
-    from shared.dataset import Store
     from shared.records import RunInfo
     from train_client.gradient_match import GradientMatch
     from train_client.plugin import StepReport
     from train_client.source import SelectionSource
+    from train_client.training_data import TrainingData
 
 Observe = Callable[["StepReport"], None]
 
@@ -27,7 +27,7 @@ Observe = Callable[["StepReport"], None]
 def observing(
     client: ClientConfig,
     info: RunInfo,
-    store: Store,
+    data: TrainingData,
     source: SelectionSource,
     *,
     is_first: bool,
@@ -40,7 +40,7 @@ def observing(
     Args:
         client: How selections come, and where metrics are read.
         info: The run.
-        store: Its rows.
+        data: Its rows.
         source: Of its selections, which is open.
         is_first: Whether this is rank 0, which alone has metrics.
         first_step: At which this job begins.
@@ -56,9 +56,9 @@ def observing(
     from train_client.collect import Collector, open_metrics_port
     from train_client.tally import Tally
 
-    tally = Tally(len(store.source_rows))
+    tally = Tally(len(data.source_rows))
     collect = Collector(
-        client, info, store, source, tally, first_step=first_step, device=device, gradient_match=gradient_match
+        client, info, data, source, tally, first_step=first_step, device=device, gradient_match=gradient_match
     )
     port = open_metrics_port(client.metrics, collect)
     try:

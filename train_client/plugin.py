@@ -424,7 +424,7 @@ class SubbatchPlugin:
         return observing(
             self._config.client,
             self._info,
-            self._store,
+            self._data,
             self._source,
             is_first=self._ranks.is_first,
             first_step=self._cursor,

@@ -105,6 +105,7 @@ def _described(client: ClientConfig, *, run: str) -> pb.DescribeStoreReply:
         return calls.call(
             f"run {run!r}: asking {client.selector} what its store is",
             describe,
+            kind="open",
             patience_s=client.connect_timeout_s,
             remedy="start the server, or correct client.selector",
         )
