@@ -40,6 +40,10 @@ def main() -> None:
     top.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds between looks (default 1)")
     add_config_argument(top)
 
+    doctor = commands.add_parser("doctor", help="look for what would keep a server from serving, and say what to do")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    add_config_argument(doctor)
+
     journal = commands.add_parser("journal", help="list, verify or export the runs in a journal folder")
     journal.add_argument("action", choices=["list", "verify", "export"])
     journal.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
@@ -131,6 +135,12 @@ def _health(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"{require_serving(read_config(arguments, rest))} serves")
 
 
+def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from selector_server.doctor import run_doctor
+
+    run_doctor(lambda: read_config(arguments, rest), make_console(), as_json=arguments.json)
+
+
 def _journal(arguments: argparse.Namespace, rest: list[str]) -> None:
     from selector_server.journal.command import run_journal
 
@@ -193,6 +203,7 @@ _COMMANDS = {
     "serve": _serve,
     "status": _status,
     "health": _health,
+    "doctor": _doctor,
     "top": _top,
     "journal": _journal,
     "replay": _replay,

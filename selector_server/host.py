@@ -116,6 +116,11 @@ class Host:
     def _require_same(self, info: RunInfo) -> None:
         require_same_fingerprints(self._fingerprints, info.fingerprints, left="the server", right="the trainer")
 
+    @property
+    def fingerprints(self) -> Fingerprints:
+        """What trainers must agree with."""
+        return self._fingerprints
+
     def find(self, name: str) -> HostedRun | None:
         """A run by name; None where there is no such run."""
         return self._runs.get(name)

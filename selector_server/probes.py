@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from shared.addresses import with_port
 from shared.config import Config, ServerConfig, TlsConfig
 from shared.errors import ConfigError, UnavailableError, from_rpc_error
 from shared.transport import open_channel, server_options
@@ -31,7 +32,7 @@ def probe_server(config: ServerConfig, servicer: Any) -> grpc.aio.Server | None:
     if config.health_port is None:
         return None
     server = grpc.aio.server(options=server_options(config.limits))
-    address = f"{config.host}:{config.health_port}"
+    address = with_port(config.host, config.health_port)
     try:
         server.add_insecure_port(address)
     except RuntimeError as error:
@@ -72,4 +73,4 @@ def _where(config: Config) -> tuple[str, TlsConfig | None]:
     server = config.server
     if server.health_port is None:
         return config.client.selector, config.client.tls
-    return f"{_EVERYWHERE.get(server.host, server.host)}:{server.health_port}", None
+    return with_port(_EVERYWHERE.get(server.host, server.host), server.health_port), None

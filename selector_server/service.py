@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from importlib.metadata import version
 
 import grpc
 
@@ -12,7 +13,7 @@ from selector_server.answering import stream, unary
 from selector_server.arriving import Arriving
 from selector_server.host import Host
 from selector_server.hosted_run import HostedRun
-from shared.convert import run_from_pb
+from shared.convert import fingerprints_to_pb, run_from_pb
 from shared.errors import ConfigError, WeightsError, WireError
 from shared.pb.v1 import selector_pb2 as pb
 from shared.pb.v1 import selector_pb2_grpc
@@ -174,6 +175,17 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
                 "this server sends no rows (server.send_rows is false): give the trainers the store, and leave "
                 'client.payload at "indices"'
             )
+
+    @unary
+    async def DescribeServer(
+        self, request: pb.DescribeServerRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DescribeServerReply:
+        """Say which release this is, what time it has, and which data and model it serves."""
+        return pb.DescribeServerReply(
+            version=version("subbatch"),
+            unix_ns=time.time_ns(),
+            fingerprints=fingerprints_to_pb(self._host.fingerprints),
+        )
 
     @unary
     async def CloseRun(self, request: pb.CloseRunRequest, context: grpc.aio.ServicerContext) -> pb.CloseRunReply:

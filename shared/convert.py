@@ -32,7 +32,7 @@ def run_to_pb(info: RunInfo) -> pb.RunInfo:
         selection_json=info.selection.model_dump_json(),
         adapter_json=info.adapter_json,
         trainable=[pb.TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in info.trainable],
-        fingerprints=pb.Fingerprints(**dataclasses.asdict(info.fingerprints)),
+        fingerprints=fingerprints_to_pb(info.fingerprints),
         owner=info.owner,
     )
 
@@ -80,13 +80,19 @@ def run_from_pb(message: pb.RunInfo) -> RunInfo:
         selection=selection,
         adapter_json=message.adapter_json,
         trainable=tuple(TensorSpec(s.name, tuple(s.shape), s.dtype) for s in message.trainable),
-        fingerprints=Fingerprints(
-            dataset=message.fingerprints.dataset,
-            tokenizer=message.fingerprints.tokenizer,
-            base_model=dict(message.fingerprints.base_model),
-        ),
+        fingerprints=fingerprints_from_pb(message.fingerprints),
         owner=message.owner,
     )
+
+
+def fingerprints_to_pb(fingerprints: Fingerprints) -> pb.Fingerprints:
+    """The message of what both sides must share."""
+    return pb.Fingerprints(**dataclasses.asdict(fingerprints))
+
+
+def fingerprints_from_pb(message: pb.Fingerprints) -> Fingerprints:
+    """What both sides must share, in a message."""
+    return Fingerprints(dataset=message.dataset, tokenizer=message.tokenizer, base_model=dict(message.base_model))
 
 
 def times_to_pb(times: PhaseTimes) -> pb.PhaseTimes:

@@ -24,6 +24,10 @@ def main() -> None:
     train = commands.add_parser("train", help="train on sub-batches; start it with accelerate launch or torchrun")
     add_config_argument(train)
 
+    doctor = commands.add_parser("doctor", help="look for what would keep a job from training, and say what to do")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    add_config_argument(doctor)
+
     demo = commands.add_parser("demo", help="the whole product on this machine, without network or GPU")
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for results (default %(default)s)")
     demo.add_argument("--steps", type=int, default=60, help="steps of each arm (default %(default)s)")
@@ -62,6 +66,12 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from train_client.train import train
 
     train(config)
+
+
+def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from train_client.doctor import run_doctor
+
+    run_doctor(lambda: read_config(arguments, rest), make_console(), as_json=arguments.json)
 
 
 def _demo(arguments: argparse.Namespace, _rest: list[str]) -> None:
@@ -108,6 +118,7 @@ def _metrics(arguments: argparse.Namespace, _rest: list[str]) -> None:
 
 _COMMANDS = {
     "train": _train,
+    "doctor": _doctor,
     "demo": _demo,
     "experiment": _experiment,
     "evaluate": _evaluate,

@@ -127,6 +127,15 @@ class GuardedService(selector_pb2_grpc.SelectorServiceServicer):
             return reply
 
     @unary
+    async def DescribeServer(
+        self, request: pb.DescribeServerRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DescribeServerReply:
+        """Say what is served, to whoever has a token."""
+        with self._traffic.call():
+            reply: pb.DescribeServerReply = await self._service.DescribeServer(request, context)
+            return reply
+
+    @unary
     async def CloseRun(self, request: pb.CloseRunRequest, context: grpc.aio.ServicerContext) -> pb.CloseRunReply:
         """End a run."""
         self._require_mine(request.run)

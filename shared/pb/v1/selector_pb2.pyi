@@ -219,6 +219,20 @@ class ReportTrainedReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class DescribeServerRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeServerReply(_message.Message):
+    __slots__ = ("version", "unix_ns", "fingerprints")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    unix_ns: int
+    fingerprints: Fingerprints
+    def __init__(self, version: _Optional[str] = ..., unix_ns: _Optional[int] = ..., fingerprints: _Optional[_Union[Fingerprints, _Mapping]] = ...) -> None: ...
+
 class WatchRunRequest(_message.Message):
     __slots__ = ("run", "detail")
     RUN_FIELD_NUMBER: _ClassVar[int]

@@ -69,6 +69,11 @@ class SelectorServiceStub:
                 request_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreReply.FromString,
                 _registered_method=True)
+        self.DescribeServer = channel.unary_unary(
+                '/subbatch.v1.SelectorService/DescribeServer',
+                request_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeServerRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeServerReply.FromString,
+                _registered_method=True)
         self.CloseRun = channel.unary_unary(
                 '/subbatch.v1.SelectorService/CloseRun',
                 request_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.CloseRunRequest.SerializeToString,
@@ -136,6 +141,13 @@ class SelectorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeServer(self, request, context):
+        """Who answers, and with what: for a look before a run is opened. Of nobody's runs does it say anything.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CloseRun(self, request, context):
         """Ends a run. Its journal stays; opening it again at a checkpoint's cursor continues it.
         """
@@ -180,6 +192,11 @@ def add_SelectorServiceServicer_to_server(servicer, server):
                     servicer.DescribeStore,
                     request_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreRequest.FromString,
                     response_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreReply.SerializeToString,
+            ),
+            'DescribeServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeServer,
+                    request_deserializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeServerRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_v1_dot_selector__pb2.DescribeServerReply.SerializeToString,
             ),
             'CloseRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseRun,
@@ -376,6 +393,33 @@ class SelectorService:
             '/subbatch.v1.SelectorService/DescribeStore',
             shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreRequest.SerializeToString,
             shared_dot_pb_dot_v1_dot_selector__pb2.DescribeStoreReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/subbatch.v1.SelectorService/DescribeServer',
+            shared_dot_pb_dot_v1_dot_selector__pb2.DescribeServerRequest.SerializeToString,
+            shared_dot_pb_dot_v1_dot_selector__pb2.DescribeServerReply.FromString,
             options,
             channel_credentials,
             insecure,
