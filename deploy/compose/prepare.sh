@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make what the demo's containers read, in the folder $1, unless it is all there: model, data, configuration,
-# certificates for the host name `selector`, and a token. Whoever deletes the volume gets new ones.
+# certificates for the host name `selector`, and tokens. Whoever deletes the volume gets new ones.
 set -euo pipefail
 umask 077
 state=$1
@@ -11,7 +11,8 @@ fi
 train-client demo --inputs-only --out "$state/demo"
 rm -rf "$state/secrets"
 selector-server certs --host selector --out "$state/secrets/certs"
-token=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
-echo "$token" >"$state/secrets/trainer.token"
-echo "trainer:$token" >"$state/secrets/tokens"
+for name in trainer metrics; do
+  od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$state/secrets/$name.token"
+  echo "$name:$(<"$state/secrets/$name.token")" >>"$state/secrets/tokens"
+done
 touch "$state/ready"

@@ -62,9 +62,9 @@ def show(findings: Sequence[Finding], console: Console, *, as_json: bool) -> Non
     else:
         for finding in findings:
             console.print(
-                f"{_MARKS[finding.level]} [bold]{finding.about:<13}[/]{escape(finding.what)}", highlight=False
+                f"{_MARKS[finding.level]} [bold]{finding.about:<15}[/]{escape(finding.what)}", highlight=False
             )
             if finding.remedy:
-                console.print(f"  {'':<13}→ {escape(finding.remedy)}", highlight=False)
+                console.print(f"  {'':<15}→ {escape(finding.remedy)}", highlight=False)
     if problems:
         raise SubbatchError(f"{problems} of {len(findings)} findings are problems: see above what to do")

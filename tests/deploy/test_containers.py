@@ -110,7 +110,8 @@ def test_what_the_compose_file_starts_trains_the_demo_over_tls(tmp_path: Path) -
     for branch in ("model", "data", "selection", "run"):
         assert getattr(wanted, branch) == getattr(made, branch), f"the demo on Kubernetes has another [{branch}]"
 
-    steps = {"SUBBATCH_RUN__NUM_STEPS": "24"}
+    scraped = {f"SUBBATCH_{side}__METRICS__PORT": str(free_port()) for side in ("SERVER", "CLIENT")}
+    steps = {"SUBBATCH_RUN__NUM_STEPS": "24", **scraped}
     server = start("selector", sys.executable, "-m", "selector_server", SUBBATCH_SERVER__PORT=port, **steps)
     try:
         trainers = [start(f"trainer-{number}", **steps) for number in (0, 1)]

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from cryptography import x509
 
+from selector_server.readiness import SERVICE
 from shared.config import Config, load_config
 from shared.tokens import TokenFile, own_token
 from tests.deploy.tools import DEPLOY, REPOSITORY, check
@@ -134,13 +135,16 @@ def test_configurations_are_ours_and_ports_policies_and_probes_agree(
     client = configured(objects, "client-environment", tmp_path, monkeypatch)
     selector = one(objects, "StatefulSet", "selector")["spec"]["template"]["spec"]["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in selector["ports"]}
-    assert (ports["grpc"], ports["health"]) == (server.port, server.health_port)
+    assert (ports["grpc"], ports["health"], ports["metrics"]) == (server.port, server.health_port, server.metrics.port)
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert selector[probe]["grpc"]["port"] == server.health_port
     assert client.client.selector == f"selector:{server.port}"
     allowed = [policy for policy in objects if policy["kind"] == "NetworkPolicy"]
     into = next(policy for policy in allowed if policy["metadata"]["name"] == "selector")["spec"]["ingress"][0]
     assert [port["port"] for port in into["ports"]] == [server.port]
+    assert selector["readinessProbe"]["grpc"]["service"] == SERVICE
+    scraped = {policy["metadata"]["name"]: policy["spec"]["ingress"][1]["ports"][0]["port"] for policy in allowed}
+    assert scraped == {"selector": server.metrics.port, "trainer": client.client.metrics.port}
     mounts = {mount["mountPath"] for container in containers(objects) for mount in container["volumeMounts"]}
     for path in (server.journal, client.model.path, client.data.store, client.train.output, server.token_file):
         assert any(Path(str(path)).is_relative_to(mount) for mount in mounts), path

@@ -59,9 +59,9 @@ def complaints(query: str) -> list[str]:
 
 def test_promtool_finds_nothing_in_the_scrape_configuration(tmp_path: Path) -> None:
     for file in ("prometheus.yml", RULES.name):
-        (tmp_path / file).write_text((PROMETHEUS / file).read_text())
-    (tmp_path / "secrets").mkdir()
-    for secret in ("ca.pem", "metrics.token"):
+        (tmp_path / file).write_text((PROMETHEUS / file).read_text().replace("/state", str(tmp_path)))
+    (tmp_path / "secrets" / "certs").mkdir(parents=True)
+    for secret in ("certs/ca.pem", "metrics.token"):
         (tmp_path / "secrets" / secret).touch()
     check("promtool", "check", "config", tmp_path / "prometheus.yml")
 
