@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import torch
 
 from shared.dataset import Store
 from shared.errors import DataError, SubbatchError
+from shared.partition import partition
 from shared.records import PhaseTimes, Selection
 from tests.support import World
 from train_client.loader import Step, SubBatchLoader
@@ -84,6 +86,23 @@ def test_steps_are_the_same_whether_or_not_they_are_prepared_ahead(
         assert content(reading.step(step)) == content(waiting.step(step))
     assert ahead.threads == {"subbatch-prepare"}
     assert between.threads == {threading.current_thread().name}
+
+
+def test_steps_are_the_same_whether_rows_come_from_a_store_or_with_the_selection(world: World) -> None:
+    class WithRows(MadeUpSource):
+        def selection(self, step: int) -> Received:
+            received = super().selection(step)
+            lengths = received.selection.num_tokens
+            mine = [int(p) for batch in partition(lengths, world_size=2, micro_batch_size=2)[1] for p in batch.position]
+            numbers = received.selection.index[mine]
+            return dataclasses.replace(received, rows=dict(zip(mine, self._store.rows(numbers), strict=True)))
+
+    store = Store.open(world.store)
+    settings = {"micro_batch_size": 2, "device": torch.device("cpu")}
+    holding = SubBatchLoader(MadeUpSource(store, reads_ahead=False), store, Ranks(1, 2), **settings)  # type: ignore[arg-type]
+    without = SubBatchLoader(WithRows(store, reads_ahead=False), None, Ranks(1, 2), **settings)  # type: ignore[arg-type]
+    for step in range(NUM_STEPS):
+        assert content(without.step(step)) == content(holding.step(step))
 
 
 def test_rows_of_another_store_are_an_error_of_their_own_step_not_of_the_one_before(
