@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -334,7 +335,15 @@ class Host:
         self.notify(hosted)
 
     async def push(
-        self, name: str, incarnation: int, version: int, payload: bytes | bytearray, sha256: str, *, began: float
+        self,
+        name: str,
+        incarnation: int,
+        version: int,
+        payload: bytes | bytearray,
+        sha256: str,
+        *,
+        began: float,
+        next_is_delta: bool = False,
     ) -> None:
         """Check weights against the tensors they claim to be, make them durable, and keep them for the next selection.
 
@@ -345,6 +354,7 @@ class Host:
             payload: Their safetensors, which nobody changes any more.
             sha256: Of the payload.
             began: When their first byte arrived, on the clock of `time.perf_counter`.
+            next_is_delta: Whether the next push will be rebuilt from them.
 
         Raises:
             StaleIncarnationError, WeightsError, JournalError: refused; nothing changed.
@@ -356,7 +366,8 @@ class Host:
                 hosted.run.require_incarnation(incarnation)
                 if not hosted.run.is_known(version, sha256):
                     tensors = await asyncio.to_thread(decode_weights, payload, hosted.run.info.trainable)
-                    await asyncio.to_thread(hosted.run.add_weights, version, sha256, payload)
+                    add = partial(hosted.run.add_weights, next_is_delta=next_is_delta)
+                    await asyncio.to_thread(add, version, sha256, payload)
                     hosted.pushed = Pushed(version, sha256, tensors)
 
         await _to_the_end(locked())

@@ -18,6 +18,7 @@ from shared.convert import run_to_pb
 from shared.errors import (
     ConfigError,
     CursorError,
+    JournalError,
     NotOwnerError,
     RunExistsError,
     RunNotFoundError,
@@ -59,6 +60,7 @@ class Run(RunState):
         super().__init__(journal)
         self.failure: SubbatchError | None = None
         self.held: StorageFullError | None = None
+        self._delta_base: int | None = None
 
     # ---- opening
 
@@ -147,7 +149,7 @@ class Run(RunState):
             kept_version=kept,
         )
         self._commit(journal_pb2.JournalRecord(opened=opened))
-        self.failure = self.held = None
+        self.failure = self.held = self._delta_base = None
         self.add_trained(trained)
         self.drop_unneeded_weights()
         return self._missing(cursor, kept=cursor)
@@ -171,6 +173,7 @@ class Run(RunState):
         """Note that the trainer is done; a later opening at a checkpoint continues the run."""
         if not self.closed:
             self._commit(journal_pb2.JournalRecord(closed=journal_pb2.Closed(incarnation=self.incarnation)))
+            self._delta_base = None
             self.drop_unneeded_weights()
 
     # ---- selections
@@ -290,17 +293,42 @@ class Run(RunState):
             raise WeightsError(f"run {name!r} expects weights version {expected}, got {version}: push them in order")
         return False
 
-    def add_weights(self, version: int, sha256: str, payload: bytes | bytearray) -> None:
-        """Make checked weights durable."""
+    def add_weights(
+        self, version: int, sha256: str, payload: bytes | bytearray, *, next_is_delta: bool = False
+    ) -> None:
+        """Make checked weights durable.
+
+        Args:
+            version: Of the weights.
+            sha256: Of the payload.
+            payload: Their safetensors.
+            next_is_delta: Whether they stay, needed or not, until the next come, which will be rebuilt from them.
+        """
         self.journal.write_weights(version, sha256, payload)
         stored = journal_pb2.WeightsStored(
             version=version, incarnation=self.incarnation, sha256=sha256, num_bytes=len(payload)
         )
         self._commit(journal_pb2.JournalRecord(weights=stored))
+        self._delta_base = version if next_is_delta else None
+
+    def delta_base(self, version: int, sha256: str) -> bytes | None:
+        """The payload of a version that a push is a delta to; None where these weights aren't stored, or not whole.
+
+        A restarted server may have removed them.
+        """
+        stored = self._weights.get(version)
+        if stored is None or stored.sha256 != sha256:
+            return None
+        try:
+            return self.journal.read_weights(version, sha256)
+        except JournalError:
+            return None
 
     def drop_unneeded_weights(self) -> None:
         """Remove the files of versions that no step needs any more, but the newest that the journal is to retain."""
         needed = self._needed_weights()
+        if self._delta_base is not None:
+            needed[self._delta_base] = self._weights[self._delta_base].sha256
         past = sorted(version for version in self._weights if version not in needed)
         retained = past[max(0, len(past) - self.journal.retain_weights) :]
         self.journal.keep_weights(needed | {version: self._weights[version].sha256 for version in retained})

@@ -10,9 +10,9 @@ from importlib.metadata import version
 import grpc
 
 from selector_server.answering import stream, unary
-from selector_server.arriving import Arriving
 from selector_server.host import Host
 from selector_server.hosted_run import HostedRun
+from selector_server.rebuilding import receive
 from shared.convert import fingerprints_to_pb, run_from_pb
 from shared.errors import ConfigError, WeightsError, WireError
 from shared.pb.v1 import selector_pb2 as pb
@@ -115,11 +115,18 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
         if is_known:
             return pb.PushWeightsReply(durable_version=header.version)
         run.journal.require_room(header.num_bytes)
-        arriving = Arriving(header.version, num_bytes=header.num_bytes, sha256=header.sha256)
-        async for request in requests:
-            arriving.add(request.chunk)  # empty where it is anything else
-        payload = await arriving.whole()
-        await self._host.push(header.run, header.incarnation, header.version, payload, header.sha256, began=clock)
+        payload = await receive(run, header, requests)
+        if payload is None:
+            return pb.PushWeightsReply(needs_whole=True)
+        await self._host.push(
+            header.run,
+            header.incarnation,
+            header.version,
+            payload,
+            header.sha256,
+            began=clock,
+            next_is_delta=header.next_is_delta,
+        )
         return pb.PushWeightsReply(durable_version=header.version)
 
     @unary

@@ -62,6 +62,9 @@ class RunConfig(Branch):
     num_steps: Positive = 1000
     staleness: Annotated[int, Field(ge=0)] = 1
     push_every: Positive = 1
+    # What weights are cast to where they are pushed; `trained` sends them as they are trained. The server scores with
+    # what it is sent, so it decides what is selected.
+    push_dtype: Literal["trained", "bfloat16"] = "trained"
     # Steps the server may work ahead of the slowest rank; default staleness + push_every - 1.
     lookahead: int | None = None
     # Start over under a name that the server knows already.
@@ -75,6 +78,11 @@ class RunConfig(Branch):
                 "wait for every selection: raise lookahead or lower staleness"
             )
         return self
+
+    @property
+    def pushed_dtype(self) -> str | None:
+        """What weights are cast to; None leaves them as they are."""
+        return None if self.push_dtype == "trained" else self.push_dtype
 
     def timing(self, *, scores: bool) -> Timing:
         """The rules of what may overlap, for this run."""
@@ -170,6 +178,9 @@ class ClientConfig(Branch):
     # scores isn't.
     on_unavailable: Literal["wait", "fail", "sample"] = "wait"
     away_after_s: Annotated[float, Field(gt=0)] = 10.0
+    # Push weights as how they differ from those pushed before, compressed: for full fine-tuning over slow links. Costs
+    # host memory for one more copy of what is trained, and a background thread's time.
+    push_deltas: bool = False
     # The trainers' own token. Without it, the environment's SUBBATCH_TOKEN.
     token_file: Path | None = None
     tls: TlsConfig | None = None

@@ -63,6 +63,11 @@ def tensor_specs(tensors: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items())
 
 
+def specs_in(specs: Sequence[TensorSpec], dtype: str | None) -> tuple[TensorSpec, ...]:
+    """The same tensors in one dtype; each in its own where that is None."""
+    return tuple(TensorSpec(spec.name, spec.shape, dtype or spec.dtype) for spec in specs)
+
+
 def decode_weights(payload: bytes | bytearray, expected: Sequence[TensorSpec]) -> dict[str, Tensor]:
     """The tensors of a payload, in the order of `expected`.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from shared.config import ClientConfig
 from shared.convert import run_to_pb
+from shared.delta import encode_delta
 from shared.errors import SubbatchError, WireError
 from shared.pb.v1 import selector_pb2 as pb
 from shared.records import RunInfo
@@ -23,7 +24,7 @@ from train_client.received import Received
 from train_client.reports import Reports, trained_to_pb
 from train_client.stream import Look, SelectionStream
 from train_client.traffic import Connection
-from train_client.upload import push_messages
+from train_client.upload import Delta, push_messages
 from train_client.waiting import Liveness, Wait
 
 _SLOWEST_PUSH_BYTES_PER_S = 4 << 20
@@ -46,6 +47,7 @@ class SelectorClient:
             ConfigError: a token or TLS file that can't be read.
         """
         self._config, self._run, self._incarnation = config, run, 0
+        self._pushed: tuple[int, str] | None = None
         self._calls = Calls(config)
         self._liveness = Liveness(self._calls, run=run)
         self._stream = SelectionStream(
@@ -215,8 +217,13 @@ class SelectorClient:
 
     # ---- weights
 
-    def push(self, version: int, payload: bytes | memoryview) -> None:
+    def push(self, version: int, payload: bytes | memoryview, before: memoryview | None = None) -> None:
         """Upload one version of the weights; returns when it is durable on the server, until when it may not change.
+
+        Args:
+            version: Of the weights.
+            payload: Their safetensors.
+            before: The payload that was pushed last, where only what has changed since shall be sent.
 
         Raises:
             SubbatchError: refused, or the server stayed away.
@@ -227,14 +234,18 @@ class SelectorClient:
             version=version,
             num_bytes=len(payload),
             sha256=content_hash(payload),
+            next_is_delta=self._config.push_deltas,
         )
+        delta = self._delta(before, payload)
 
         def pushing(timeout_s: float) -> pb.PushWeightsReply:
             # Weights are taken in order, and steps that were trained without a selection leave gaps in it.
             self._reports.tell_trained(timeout_s)
-            reply: pb.PushWeightsReply = self._calls.push_weights(
-                push_messages(header, payload), timeout=timeout_s, metadata=self._calls.metadata
-            )
+            nonlocal delta
+            reply = self._send(delta.header(header), delta.chunks, timeout_s) if delta else None
+            if reply is None or reply.needs_whole:
+                delta = None
+                reply = self._send(header, payload, timeout_s)
             return reply
 
         config, began = self._config, time.perf_counter()
@@ -248,7 +259,21 @@ class SelectorClient:
         self._liveness.answered()
         if reply.durable_version != version:
             raise WireError(f"run {self._run!r}: pushed weights version {version}, got {reply.durable_version} back")
-        self._calls.traffic.pushed(len(payload), time.perf_counter() - began)
+        self._calls.traffic.pushed(len(delta.chunks) if delta else len(payload), time.perf_counter() - began)
+        self._pushed = version, header.sha256
+
+    def _delta(self, before: memoryview | None, payload: bytes | memoryview) -> Delta | None:
+        """What to send in the payload's place; None where there is nothing shorter."""
+        if before is None or self._pushed is None:
+            return None
+        chunks = encode_delta(before, payload)
+        return Delta(*self._pushed, chunks) if chunks else None
+
+    def _send(self, header: pb.PushWeightsHeader, chunks: bytes | memoryview, timeout_s: float) -> pb.PushWeightsReply:
+        reply: pb.PushWeightsReply = self._calls.push_weights(
+            push_messages(header, chunks), timeout=timeout_s, metadata=self._calls.metadata
+        )
+        return reply
 
     def wait_for_push(self, step: int) -> Wait:
         """A wait, at a step, for a push to be durable."""

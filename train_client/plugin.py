@@ -39,10 +39,10 @@ from torch import Tensor
 from shared.config import Config, load_config
 from shared.errors import ConfigError, CursorError, FingerprintError, LoopError
 from shared.model import adapter_to_json, base_fingerprint, base_parameters
-from shared.records import Fingerprints, PhaseTimes, RunInfo, Selection
+from shared.records import Fingerprints, PhaseTimes, RunInfo, Selection, TensorSpec
 from shared.rowloss import row_losses
 from shared.tokenizer import tokenizer_fingerprint
-from shared.weights import tensor_specs
+from shared.weights import specs_in, tensor_specs
 from train_client.figures import Figures
 from train_client.gradient_match import GradientMatch
 from train_client.guard import Guard
@@ -270,7 +270,7 @@ class SubbatchPlugin:
         self._accumulate()
         self._guard = self._host.guard(before_step=self._optimizer_begins, attempted=self._attempted)
         # DeepSpeed may have cast what is trained, since the plugin was made.
-        self._info = replace(self._info, trainable=tensor_specs(self._trained.now()))
+        self._info = replace(self._info, trainable=self._pushed_specs())
         if self._config.client.selector == "inline" and is_sharded(self._model.parameters()):
             raise ConfigError(
                 'client.selector = "inline" scores with the model of one rank, which holds only a shard: use a server'
@@ -452,9 +452,12 @@ class SubbatchPlugin:
             world_size=self._ranks.world_size,
             selection=selection,
             adapter_json=adapter_to_json(self._model),
-            trainable=tensor_specs(self._trained.now()),
+            trainable=self._pushed_specs(),
             fingerprints=fingerprints,
         )
+
+    def _pushed_specs(self) -> tuple[TensorSpec, ...]:
+        return specs_in(tensor_specs(self._trained.now()), self._config.run.pushed_dtype)
 
     def _base_fingerprint(self) -> dict[str, str]:
         """Only rank 0 opens runs; the others spare themselves the hashing, unless they hold shards."""
@@ -465,6 +468,11 @@ class SubbatchPlugin:
     def _make_source(self) -> SelectionSource:
         client, store = self._config.client, self._data.store
         if client.selector == "inline":
+            if dtype := self._config.run.pushed_dtype:
+                raise ConfigError(
+                    f'client.selector = "inline" scores with the weights as they are trained, run.push_dtype is '
+                    f"{dtype!r}: leave it at 'trained', or use a server"
+                )
             assert store
             return InlineSource(self._model, store, self._ranks)
         if client.replay is not None:

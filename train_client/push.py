@@ -29,22 +29,28 @@ class Pusher:
 
     def __init__(
         self,
-        upload: Callable[[int, memoryview], None],
+        upload: Callable[[int, memoryview, memoryview | None], None],
         *,
         run: str,
         max_under_way: int = MAX_UNDER_WAY,
+        keeps_last: bool = False,
+        dtype: str | None = None,
         on_failed: Callable[[SubbatchError], None] = lambda error: None,
     ) -> None:
         """Start the thread.
 
         Args:
-            upload: Sends one version's payload and returns when it is durable.
+            upload: Sends one version's payload and returns when it is durable; it is given the payload before as well,
+                where that is kept.
             run: The run's name, for logs.
             max_under_way: Snapshots that aren't durable before the next push waits.
+            keeps_last: Whether the last payload that is durable is kept, at the cost of memory for one more snapshot.
+            dtype: What tensors are cast to; their own where None.
             on_failed: Called, in the background, with what ended an upload, after which there are no more.
         """
         self._upload, self._run, self._max_under_way = upload, run, max_under_way
-        self._on_failed = on_failed
+        self._on_failed, self._keeps_last, self._dtype = on_failed, keeps_last, dtype
+        self._last: Snapshot | None = None
         self._changed = threading.Condition()
         self._under_way: list[tuple[int, Snapshot]] = []
         self._free: list[Snapshot] = []
@@ -72,7 +78,7 @@ class Pusher:
                 logger.warning("run %s: waited %.1f s for a push", self._run, time.monotonic() - began)
             self._raise_error()
             snapshot = self._free.pop() if self._free else None
-        snapshot = snapshot or Snapshot(tensors)
+        snapshot = snapshot or Snapshot(tensors, dtype=self._dtype)
         snapshot.take(tensors)
         with self._changed:
             self._newest = snapshot
@@ -137,7 +143,7 @@ class Pusher:
                     return
                 version, snapshot = self._under_way[0]
             try:
-                self._upload(version, snapshot.payload())
+                self._upload(version, snapshot.payload(), self._last.payload() if self._last else None)
             except Exception as error:  # whatever it is, the training thread must hear of it instead of waiting
                 if not isinstance(error, SubbatchError):
                     error = SubbatchError(f"run {self._run!r}: pushing weights version {version} failed: {error!r}")
@@ -148,5 +154,7 @@ class Pusher:
                 return
             with self._changed:
                 del self._under_way[0]
-                self._free.append(snapshot)
+                if self._keeps_last:
+                    self._last, snapshot = snapshot, self._last
+                self._free += [snapshot] if snapshot else []
                 self._changed.notify_all()

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from shared.errors import WeightsError
-from shared.weights import empty_payload, tensor_specs
+from shared.weights import empty_payload, specs_in, tensor_specs
 
 
 class Snapshot:
     """Host memory for one version of some tensors, pinned where they are on a GPU."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, dtype: str | None = None) -> None:
         """Allocate; nothing is copied yet.
+
+        Args:
+            tensors: What will be copied.
+            dtype: What it is cast to; None keeps each tensor's own.
 
         Raises:
             WeightsError: a dtype that can't be sent, or tensors on several devices.
@@ -32,7 +36,7 @@ class Snapshot:
         (device,) = devices
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._copied: Any = torch.cuda.Event(blocking=True) if self._stream else None
-        payload, places = empty_payload(self._specs, pin_memory=self._stream is not None)
+        payload, places = empty_payload(specs_in(self._specs, dtype), pin_memory=self._stream is not None)
         self._payload, self._places = memoryview(payload.numpy()), list(places.values())
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
@@ -64,7 +68,7 @@ class Snapshot:
             torch.cuda.current_stream(self._stream.device).wait_event(self._copied)
 
     def payload(self) -> memoryview:
-        """What `shared.weights.encode_weights` gives for the tensors, where it lies; waits for the copy to be done."""
+        """What `shared.weights.encode_weights` gives for the tensors as cast, where it lies; waits for the copying."""
         if self._copied:
             self._copied.synchronize()
         return self._payload

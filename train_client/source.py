@@ -80,7 +80,14 @@ class ServerSource:
         self._pusher = None
         if ranks.is_first:
             fail = self._client.fail_selections
-            self._pusher = Pusher(self._client.push, run=run.name, max_under_way=most, on_failed=fail)
+            self._pusher = Pusher(
+                self._client.push,
+                run=run.name,
+                max_under_way=most,
+                keeps_last=client.push_deltas,
+                dtype=run.pushed_dtype,
+                on_failed=fail,
+            )
         self._fallback = Fallback(data.store)
         self._loaded: dict[int, bytes] = {}
         self._next_log = 0.0

@@ -77,8 +77,10 @@ class GuardedService(selector_pb2_grpc.SelectorServiceServicer):
         header = request.header
         self._require_mine(header.run)
         with self._traffic.push(header.run), self._traffic.held() as held:
-            yield request
             num_bytes = max(header.num_bytes, 0)
+            if header.HasField("delta"):
+                held.add(num_bytes)  # what a few chunks are rebuilt to
+            yield request
             async with aclosing(steady(requests, self._limits, num_bytes=num_bytes)) as others:
                 async for request in others:
                     held.add(len(request.chunk))

@@ -36,7 +36,7 @@ class Uploads:
         self._fails_at = fails_at
         self.pusher = Pusher(self._upload, run="run")
 
-    def _upload(self, version: int, payload: memoryview) -> None:
+    def _upload(self, version: int, payload: memoryview, before: memoryview | None) -> None:
         self.began[version].set()
         assert self.may_end[version].wait(30)
         if version == self._fails_at:

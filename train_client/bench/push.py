@@ -165,7 +165,7 @@ def _measure(adapter: Any, step: Callable[[], None], address: str, *, count: int
     client = SelectorClient(ClientConfig(selector=address), run="push", rank=0)
     durable = threading.Event()
 
-    def upload(version: int, payload: memoryview) -> None:
+    def upload(version: int, payload: memoryview, before: memoryview | None) -> None:
         try:
             client.push(version, payload)
         finally:

@@ -170,24 +170,42 @@ class PushWeightsRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PushWeightsHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class PushWeightsHeader(_message.Message):
-    __slots__ = ("run", "incarnation", "version", "num_bytes", "sha256")
+    __slots__ = ("run", "incarnation", "version", "num_bytes", "sha256", "delta", "next_is_delta")
     RUN_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    NEXT_IS_DELTA_FIELD_NUMBER: _ClassVar[int]
     run: str
     incarnation: int
     version: int
     num_bytes: int
     sha256: str
-    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+    delta: WeightsDelta
+    next_is_delta: bool
+    def __init__(self, run: _Optional[str] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., delta: _Optional[_Union[WeightsDelta, _Mapping]] = ..., next_is_delta: _Optional[bool] = ...) -> None: ...
+
+class WeightsDelta(_message.Message):
+    __slots__ = ("base_version", "base_sha256", "num_bytes", "sha256")
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BASE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    base_version: int
+    base_sha256: str
+    num_bytes: int
+    sha256: str
+    def __init__(self, base_version: _Optional[int] = ..., base_sha256: _Optional[str] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class PushWeightsReply(_message.Message):
-    __slots__ = ("durable_version",)
+    __slots__ = ("durable_version", "needs_whole")
     DURABLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_WHOLE_FIELD_NUMBER: _ClassVar[int]
     durable_version: int
-    def __init__(self, durable_version: _Optional[int] = ...) -> None: ...
+    needs_whole: bool
+    def __init__(self, durable_version: _Optional[int] = ..., needs_whole: _Optional[bool] = ...) -> None: ...
 
 class ReportProgressRequest(_message.Message):
     __slots__ = ("run", "incarnation", "rank", "completed")

@@ -102,7 +102,8 @@ class SelectorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PushWeights(self, request_iterator, context):
-        """One version of the trainable weights: a header, then chunks of one safetensors payload. Answered when durable.
+        """One version of the trainable weights: a header, then chunks of one safetensors payload, or of how it differs from an
+        earlier version's; what is stored, hashed and scored with is the whole payload either way. Answered when durable.
         Safe to repeat with the same payload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
