@@ -17,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import connection
 from pathlib import Path
 from typing import TextIO
 
@@ -32,6 +34,7 @@ FORKS.set_forkserver_preload(
         "deepspeed",  # which Accelerate imports wherever it is installed
     ]
 )
+_MOST_OF_AN_ERROR = 4000
 
 
 class Forked:
@@ -40,7 +43,7 @@ class Forked:
     def __init__(
         self, module: str, arguments: Sequence[object], *, environment: Mapping[str, str], stdout: Path, stderr: Path
     ) -> None:
-        """Start `python -m module`; `stdout` and `stderr` are appended to, and may be one pipe."""
+        """Start `python -m module`, or a script; `stdout` and `stderr` are appended to, and may be one pipe."""
         start = (module, list(map(str, arguments)), dict(environment), os.getcwd(), str(stdout), str(stderr))
         self.args = [module, *arguments]
         self._process = FORKS.Process(target=_become, args=start)
@@ -60,6 +63,11 @@ class Forked:
             process = cls(module, arguments, environment=environment, stdout=pipe, stderr=stderr)
             process.stdout = pipe.open()  # returns when the command has opened it, too
         return process
+
+    @property
+    def sentinel(self) -> int:
+        """What `multiprocessing.connection.wait` can wait for: its end."""
+        return self._process.sentinel
 
     @property
     def returncode(self) -> int | None:
@@ -92,6 +100,73 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+class ForkedRanks:
+    """The ranks of a job, with what torchrun puts into their environment; when one fails, the others are killed."""
+
+    def __init__(
+        self, script: Path, arguments: Sequence[object], *, ranks: int, environment: Mapping[str, str], log: Path
+    ) -> None:
+        """Start `python script` for each rank; they share a log."""
+        from torch.distributed import TCPStore
+
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._log = log
+        common = dict(environment) | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self._store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # they meet in this process's store
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+        }
+        self.ranks = [
+            Forked(
+                str(script),
+                arguments,
+                environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=log,
+                stderr=log,
+            )
+            for rank in range(ranks)
+        ]
+
+    def poll(self) -> int | None:
+        """The exit code of the job: of the first rank that failed, 0 when all are done, None while it runs."""
+        codes = [rank.poll() for rank in self.ranks]
+        failed = next((code for code in codes if code), None)
+        return None if failed is None and None in codes else failed or 0
+
+    def until(self, is_so: Callable[[], bool], timeout: float = 120) -> None:
+        """Wait for something that the job does, and demand that it still runs then."""
+        deadline = time.monotonic() + timeout
+        while not is_so():
+            assert self.poll() is None, f"the job is over:\n{self._log.read_text()[-_MOST_OF_AN_ERROR:]}"
+            assert time.monotonic() < deadline, f"nothing of the kind in {timeout:.0f} s"
+            connection.wait([rank.sentinel for rank in self.ranks], 0.01)
+        assert self.poll() is None, "the job is over"
+
+    def finish(self, timeout: float = 240) -> None:
+        """Wait, and demand success."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None and time.monotonic() < deadline:
+            left = [rank.sentinel for rank in self.ranks if rank.poll() is None]
+            connection.wait(left, deadline - time.monotonic())
+        code = self.poll()
+        self.kill()
+        assert code == 0, f"a rank ended with {code}:\n{self._log.read_text()[-_MOST_OF_AN_ERROR:]}"
+
+    def kill(self) -> None:
+        """kill -9 of every rank."""
+        for rank in self.ranks:
+            rank.kill()
+            rank.wait()
+
+    def __enter__(self) -> ForkedRanks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
 def _become(
     module: str, arguments: list[str], environment: dict[str, str], folder: str, stdout: str, stderr: str
 ) -> None:
@@ -107,6 +182,9 @@ def _become(
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     faulthandler.enable()
     sys.argv = [module, *arguments]
+    if module.endswith(".py"):
+        sys.path.insert(0, str(Path(module).parent))
+        _exit_as_python_does(lambda: runpy.run_path(module, run_name="__main__"))
     _exit_as_python_does(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
 

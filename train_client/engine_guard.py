@@ -19,16 +19,20 @@ from train_client.loader import SubBatch
 class EngineGuard(Guard):
     """Wraps an engine's `backward` and `step`, and tells when a step was attempted."""
 
-    def __init__(self, engine: Any, *, before_step: Callable[[], None], attempted: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: Any, *, divides_loss: bool, before_step: Callable[[], None], attempted: Callable[[], None]
+    ) -> None:
         """Wrap the engine's methods; it must have been told how many micro-batches a step has.
 
         Args:
             engine: What `deepspeed.initialize` or `accelerator.prepare` gave.
+            divides_loss: Whether the engine is to divide a micro-batch's loss by their number in a step, or the plugin
+                has done so already.
             before_step: See `Guard`.
             attempted: See `Guard`.
         """
         super().__init__(before_step=before_step, attempted=attempted)
-        self._engine = engine
+        self._engine, self._divides_loss = engine, divides_loss
         self._backward, self._step = engine.backward, engine.step
         engine.backward, engine.step = self._checked_backward, self._checked_step
 
@@ -47,8 +51,12 @@ class EngineGuard(Guard):
         if batch is None:
             raise LoopError("backward was called without a micro-batch of a step: iterate over the plugin")
         self._require_own_loss(loss)
-        if args or not kwargs.get("scale_wrt_gas", True):
-            raise LoopError(f"{self._where()}: call engine.backward(loss) without further arguments")
+        if args or kwargs.get("scale_wrt_gas", True) != self._divides_loss:
+            how = "without further arguments" if self._divides_loss else "with scale_wrt_gas=False, as Trainers do"
+            raise LoopError(
+                f"{self._where()}: the loss would be divided by the number of micro-batches "
+                f"{'by nobody' if self._divides_loss else 'twice'}: call backward(loss) {how}"
+            )
         if self._engine.is_gradient_accumulation_boundary() != batch.is_last:
             raise LoopError(
                 f"{self._where()}: DeepSpeed would {'not ' if batch.is_last else ''}step after this micro-batch: with "

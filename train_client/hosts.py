@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from shared.errors import ConfigError
 from train_client.engine_guard import EngineGuard
 from train_client.guard import Guard, LoopGuard
+from train_client.random_state import random_state, set_random_state
 from train_client.ranks import Ranks
 
 _UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -43,6 +44,12 @@ class Host(Protocol):
     def begin_step(self) -> None:
         """The next micro-batch is a step's first."""
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs that the framework doesn't save; every rank calls it."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+
     def guard(self, *, before_step: Callable[[], None], attempted: Callable[[], None]) -> Guard:
         """Watch the loop; see `Guard`.
 
@@ -70,6 +77,22 @@ class AccelerateHost:
             raise ConfigError(
                 f"distributed type {kind.value} isn't supported: use one process, DDP, DeepSpeed, or FSDP with "
                 "fsdp_version = 2"
+            )
+        for asked, variable, this in (
+            ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED", DistributedType.DEEPSPEED),
+            ("FSDP", "ACCELERATE_USE_FSDP", DistributedType.FSDP),
+        ):
+            if os.environ.get(variable, "").lower() == "true" and kind != this:
+                raise ConfigError(
+                    f"{asked} is asked for, but Accelerate has ignored it and runs {kind.value}: without GPUs it never "
+                    "shards by FSDP, and by DeepSpeed only where Accelerator isn't given cpu=True: make "
+                    "PartialState(cpu=True) before it instead"
+                )
+        started = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if started != accelerator.num_processes:
+            raise ConfigError(
+                f"Accelerate counts {accelerator.num_processes} ranks, torch.distributed {started}: without GPUs say "
+                "so, with Accelerator(cpu=True), ACCELERATE_USE_CPU=true or a Trainer's use_cpu=True"
             )
         parallelism = accelerator.parallelism_config
         if parallelism and parallelism.non_data_parallel_size > 1:
@@ -103,7 +126,9 @@ class AccelerateHost:
                     f"{micro_batch_size} rows at most on each of {self.ranks.world_size} ranks: leave it out, or "
                     "change train.micro_batch_size"
                 )
-        self._accelerator.gradient_accumulation_steps = micro_batches if self.divides_loss else 1
+        # DeepSpeed's count is Accelerate's, whoever divides; without it Accelerate divides by its own.
+        counts = self.divides_loss or self._is_deepspeed
+        self._accelerator.gradient_accumulation_steps = micro_batches if counts else 1
         # No loader of Accelerate's feeds the loop: one that has come to its end, an evaluation's say, ends no step.
         self._accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
         for scheduler in self._accelerator._schedulers:
@@ -124,13 +149,20 @@ class AccelerateHost:
         # Accelerate counts micro-batches for itself; a checkpoint of another number of ranks would set it off by some.
         self._accelerator.step = 0
 
+    def state(self) -> dict[str, Any]:
+        """See `Host`; Accelerate saves everything."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Host`."""
+
     def guard(self, *, before_step: Callable[[], None], attempted: Callable[[], None]) -> Guard:
         """See `Host`."""
         if not self._is_deepspeed:
             return LoopGuard(self._accelerator, before_step=before_step, attempted=attempted)
         if self._engine is None:
             raise ConfigError("no model is prepared: call accelerator.prepare(model, optimizer) before the loop")
-        return EngineGuard(self._engine, before_step=before_step, attempted=attempted)
+        return EngineGuard(self._engine, divides_loss=self.divides_loss, before_step=before_step, attempted=attempted)
 
     @property
     def _engine(self) -> Any:
@@ -174,9 +206,17 @@ class EngineHost:
     def begin_step(self) -> None:
         """The guard sets the engine's boundary for each micro-batch."""
 
+    def state(self) -> dict[str, Any]:
+        """See `Host`; rank 0 alone writes what an engine saves for its user, so it has that of all ranks."""
+        return {"random": self.ranks.gather(random_state)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Host`."""
+        set_random_state(state["random"], self.ranks.rank, self.ranks.world_size)
+
     def guard(self, *, before_step: Callable[[], None], attempted: Callable[[], None]) -> Guard:
         """See `Host`."""
-        return EngineGuard(self._engine, before_step=before_step, attempted=attempted)
+        return EngineGuard(self._engine, divides_loss=self.divides_loss, before_step=before_step, attempted=attempted)
 
 
 def accumulate_on(engine: Any, micro_batches: int) -> None:

@@ -146,8 +146,8 @@ class SubbatchPlugin:
     ) -> SubbatchPlugin:
         """The same on a DeepSpeed engine without Accelerate, whose loop calls `engine.backward` and `engine.step`.
 
-        Its checkpoints carry the cursor where they are given it, and give it back; what random generators, dropout's
-        for one, are at is nothing that DeepSpeed saves:
+        Its checkpoints carry the cursor where they are given it, and give it back, with what every rank's random
+        generators are at, dropout's for one, which DeepSpeed doesn't save; all ranks make the state:
 
             engine.save_checkpoint(folder, client_state={"subbatch": subbatch.state_dict()})
             _, client_state = engine.load_checkpoint(folder)
@@ -362,6 +362,7 @@ class SubbatchPlugin:
             "weights_version": self._cursor,
             "fingerprints": asdict(self._info.fingerprints),
             "source": self._source.state(),
+            **self._host.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -382,6 +383,7 @@ class SubbatchPlugin:
             )
         self._cursor = int(state["cursor"])
         self._source.load_state(state["source"])
+        self._host.load_state(state)
 
     def close(self) -> None:
         """Let go of threads and connections; iterating to the end or leaving the loop does it too."""

@@ -177,10 +177,9 @@ def make_accelerator(config: Config) -> Any:
         torch.set_num_threads(settings.threads)
     if settings.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        PartialState(cpu=True)  # or DeepSpeed's plugin would settle on another device first
+        PartialState(cpu=True)  # Accelerator(cpu=True) would leave out DeepSpeed
     try:
         accelerator = Accelerator(
-            cpu=settings.device == "cpu",
             mixed_precision=settings.mixed_precision,
             log_with=list(settings.trackers) or None,
             project_dir=str(settings.output),

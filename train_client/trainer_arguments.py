@@ -30,7 +30,7 @@ _DEFAULT_ONLY = {
     "assistant_only_loss": _LOSS,
     "label_smoothing_factor": _LOSS,
     "loss_type": _LOSS,
-    "parallelism_config": "one process or DDP is supported: leave it out",
+    "parallelism_config": "ranks can't share rows: leave it out, and shard with deepspeed or fsdp",
 }
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -45,17 +46,30 @@ def one_whole(parameter: nn.Parameter) -> Iterator[Tensor]:
 def save_pretrained(model: Any, folder: Path, *, is_first: bool) -> None:
     """Write what was trained, an adapter or a whole model, as PEFT or transformers do. Every rank calls it.
 
+    A model in shards is gathered one parameter after another, to the memory of the processor of the rank that writes:
+    with an adapter what is trained, and without one everything, frozen or not.
+
     Args:
         model: The bare model, sharded or not.
         folder: Where to.
         is_first: Whether this rank is the one that writes.
     """
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with whole(list(trained.values())) as tensors:
+    if not is_sharded(model.parameters()):
         if is_first:
-            # Left to itself a sharded model would save its shards.
-            state = dict(zip(trained, tensors, strict=True)) if is_sharded(trained.values()) else None
-            model.save_pretrained(folder, state_dict=state)
+            model.save_pretrained(folder)
+        return
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or not isinstance(model, PeftModel):
+            with one_whole(parameter) as tensor:
+                if is_first:
+                    state[name] = tensor.to("cpu", copy=True)
+    if is_first:
+        if not isinstance(model, PeftModel):
+            kept = model.state_dict()  # without buffers that aren't saved
+            state |= {name: buffer for name, buffer in model.named_buffers() if name in kept}
+        # Left to itself a sharded model would save its shards.
+        model.save_pretrained(folder, state_dict=state)
 
 
 def _is_zero3(parameter: nn.Parameter) -> bool:

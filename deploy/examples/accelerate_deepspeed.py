@@ -26,8 +26,8 @@ parser.add_argument("--cpu", action="store_true")
 known, overrides = parser.parse_known_args()
 config = load_config(known.config, overrides)
 
-PartialState(cpu=known.cpu)
-accelerator = Accelerator(cpu=known.cpu)
+PartialState(cpu=known.cpu)  # told that there is no GPU, Accelerator itself would leave out DeepSpeed
+accelerator = Accelerator()
 set_seed(config.run.seed)  # the same adapter on every rank
 model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
 model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))

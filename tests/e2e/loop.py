@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from shared.config import Config, load_config
 from shared.model import trainable_tensors
+from shared.records import PhaseTimes
 from shared.wire import decode_selection, encode_selection
 from train_client import SubbatchPlugin
 from train_client.received import Received
@@ -36,7 +37,7 @@ class FixedSource:
         self._payload = path.read_bytes()
 
     def selection(self, step: int) -> Received:
-        return Received(decode_selection(self._payload), None, len(self._payload), 0)  # type: ignore[arg-type]
+        return Received(decode_selection(self._payload), PhaseTimes(), len(self._payload), 0)
 
     def open(self, *_: object, **__: object) -> None: ...
     def instead(self, step: int) -> None: ...

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from loop import FixedSource, parse
 from safetensors.torch import save_file
 
 from train_client import SubbatchPlugin
 from train_client.train import make_model
-from train_client.whole import whole
+from train_client.whole import save_pretrained, whole
 
 
 def settings(kind: str, clip: float) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def settings(kind: str, clip: float) -> dict[str, Any]:
     zero["stage3_gather_16bit_weights_on_model_save"] = True  # for this loop's own comparison with what PEFT saves
     if option == "offload":
         zero["offload_optimizer"] = {"device": "cpu"}
-    return {
+    precision = {option: {"enabled": True}} if option in ("bf16", "fp16") else {}
+    return precision | {
         "zero_optimization": zero,
         "gradient_clipping": clip,
         "train_micro_batch_size_per_gpu": "auto" if kind.startswith("zero") else 1,
@@ -42,6 +43,7 @@ def settings(kind: str, clip: float) -> dict[str, Any]:
 def main() -> None:
     sharding = [a for a in sys.argv if a.startswith("--sharding.")]
     kind, clip = (next(a.split("=")[1] for a in sharding if a.startswith(f"--sharding.{k}=")) for k in ("kind", "clip"))
+    is_partly_frozen = "--sharding.frozen=1" in sharding
     sys.argv = [a for a in sys.argv if a not in sharding]
     fault, config = parse()
     torch.set_num_threads(1)
@@ -50,6 +52,9 @@ def main() -> None:
     state = PartialState(cpu=True)  # or Accelerate would look for DeepSpeed's accelerator
     set_seed(config.run.seed)
     model = make_model(config, torch.device("cpu"))
+    if is_partly_frozen:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("layers.1." in name)
     trained = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(trained, lr=config.train.learning_rate)
     optimizer = torch.optim.SGD(trained, lr=1.0) if fault.sgd else adam
@@ -62,12 +67,14 @@ def main() -> None:
         prepared, subbatch = engine, SubbatchPlugin.for_engine(engine, config)
     elif kind.startswith("zero"):
         plugin = DeepSpeedPlugin(hf_ds_config=settings(kind, float(clip)))
-        accelerator = Accelerator(cpu=True, deepspeed_plugin=plugin)
+        accelerator = Accelerator(deepspeed_plugin=plugin)
         subbatch = SubbatchPlugin(accelerator, model, config)
         prepared, optimizer = accelerator.prepare(model, optimizer)
     else:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
-        accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+        precision = kind.partition("-")[2] or "no"
+        state.distributed_type = DistributedType.MULTI_GPU  # Accelerate shards by FSDP on those alone, PyTorch anywhere
+        accelerator = Accelerator(fsdp_plugin=plugin, mixed_precision=precision)
         prepared, optimizer = accelerator.prepare(model, optimizer)
         subbatch = SubbatchPlugin(accelerator, prepared, config)
     if fault.fixed:
@@ -78,6 +85,8 @@ def main() -> None:
         _, client_state = prepared.load_checkpoint(fault.resume)
         subbatch.load_state_dict(client_state["subbatch"])
 
+    kinds = {"zero": DistributedType.DEEPSPEED, "fsdp": DistributedType.FSDP}
+    assert accelerator is None or accelerator.distributed_type == kinds[kind[:4]]
     with (output / f"loop-rank{state.process_index}.jsonl").open("a") as log:
         for batch in subbatch:
             if accelerator:
@@ -111,10 +120,17 @@ def main() -> None:
                 (output / "saved-whole").touch()
     bare = subbatch._model
     names = {name: p for name, p in bare.named_parameters() if p.requires_grad}
-    with whole(list(names.values())) as tensors:
-        if state.is_main_process:
-            weights = {name: t.clone().contiguous() for name, t in zip(names, tensors, strict=True)}
-            save_file(weights, output / "weights.safetensors")
+    if kind.startswith(("zero", "native")) and kind.endswith(("bf16", "fp16")):  # what the optimizer has updated
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        tensors = [safe_get_full_fp32_param(parameter) for parameter in names.values()]
+    else:
+        with whole(list(names.values())) as tensors:
+            tensors = [tensor.clone() for tensor in tensors]
+    if state.is_main_process:
+        weights = {name: t.contiguous() for name, t in zip(names, tensors, strict=True)}
+        save_file(weights, output / "weights.safetensors")
+    save_pretrained(bare, output / "model", is_first=state.is_main_process)
     state.wait_for_everyone()
     os._exit(0)
 

@@ -20,6 +20,7 @@ from shared.weights import encode_weights
 from shared.wire import encode_selection
 from tests.e2e.test_gradient import LARGE, SUB, reference, selection  # noqa: F401
 from tests.e2e.test_selections import assert_same_weights
+from tests.forked import ForkedRanks
 from tests.support import ENVIRONMENT, PYTHON, Server, Trainer, World, write_config
 
 LOOP = Path(__file__).parent / "sharded_loop.py"
@@ -34,14 +35,20 @@ def _deepspeed(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "ranks", "micro_batch_size", "clip"),
     [
+        ("zero1", 2, 3, 0.0),
+        ("zero2", 2, 3, 0.0),
         ("zero3", 2, 3, 0.0),
-        pytest.param("zero1", 2, 3, 0.0, marks=pytest.mark.long),
+        ("fsdp2", 2, 3, 0.0),
+        pytest.param("zero1-bf16", 2, 3, 0.0, marks=pytest.mark.long),
+        pytest.param("zero2-bf16", 2, 3, 0.5, marks=pytest.mark.long),
+        pytest.param("zero3-bf16", 2, 3, 0.0, marks=pytest.mark.long),
+        pytest.param("native-zero3-bf16", 2, 3, 0.0, marks=pytest.mark.long),
+        pytest.param("fsdp2-bf16", 2, 3, 0.0, marks=pytest.mark.long),
         pytest.param("zero2", 3, 2, 0.0, marks=pytest.mark.long),
         pytest.param("zero2-offload", 2, 3, 0.5, marks=pytest.mark.long),
         pytest.param("zero3-offload", 2, 5, 0.5, marks=pytest.mark.long),
         pytest.param("native-zero2-offload", 2, 3, 0.5, marks=pytest.mark.long),
         pytest.param("native-zero3", 3, 2, 0.0, marks=pytest.mark.long),
-        pytest.param("fsdp2", 2, 3, 0.0, marks=pytest.mark.long),
         pytest.param("fsdp2", 3, 2, 0.5, marks=pytest.mark.long),
     ],
 )
@@ -65,45 +72,83 @@ def test_the_update_equals_a_float64_reference(
         train={"lora": False, "micro_batch_size": micro_batch_size},
     )
     asked = (f"--sharding.kind={kind}", f"--sharding.clip={clip}", "--fault.sgd=1", f"--fault.fixed={payload}")
-    with Trainer(config, *asked, script=LOOP, ranks=ranks) as trainer:
+    with job(config, *asked, ranks=ranks) as trainer:
         trainer.finish()
-    before = dict(AutoModelForCausalLM.from_pretrained(world.model, dtype=torch.float32).named_parameters())
+    assert error_of_update(world, tmp_path / "train", reference, clip=clip) < (0.02 if "bf16" in kind else 1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["zero2", "zero3", "fsdp2"])
+def test_a_partly_frozen_model_without_an_adapter_is_saved_whole(
+    world: World,
+    selection: Selection,  # noqa: F811
+    reference: dict[str, torch.Tensor],  # noqa: F811
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    payload = tmp_path / "selection.arrow"
+    payload.write_bytes(encode_selection(selection))
+    rows = {"large_batch_size": LARGE, "sub_batch_size": SUB}
+    config = write_config(tmp_path, world, run={"num_steps": 1}, selection=rows, train={"lora": False})
+    asked = (f"--sharding.kind={kind}", "--sharding.clip=0.0", "--sharding.frozen=1", "--fault.sgd=1")
+    with job(config, *asked, f"--fault.fixed={payload}", ranks=2) as trainer:
+        trainer.finish()
+    trained = {name: gradient for name, gradient in reference.items() if "layers.1." in name}
+    assert error_of_update(world, tmp_path / "train", trained, clip=0.0) < 1e-5
+    base, saved = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
+        for path in (world.model, tmp_path / "train" / "model")
+    )
     after = load_file(tmp_path / "train" / "weights.safetensors")
+    assert saved.keys() == base.keys()
+    assert all(saved[name].equal(after.get(name, base[name])) for name in base)
+
+
+def job(config: Path, *asked: str, ranks: int) -> ForkedRanks:
+    arguments = ("train", "--config", config, *asked)
+    return ForkedRanks(LOOP, arguments, ranks=ranks, environment=ENVIRONMENT, log=config.parent / "train.log")
+
+
+def error_of_update(world: World, output: Path, reference: dict[str, torch.Tensor], *, clip: float) -> float:  # noqa: F811
+    """The update's distance from Σ w_i ∇L_i / b, clipped to a norm unless that is 0, relative to its size."""
+    before = dict(AutoModelForCausalLM.from_pretrained(world.model, dtype=torch.float32).named_parameters())
+    after = load_file(output / "weights.safetensors")
     assert after.keys() == reference.keys()
     update = torch.cat([(before[name] - after[name]).double().flatten() for name in reference])
     expected = torch.cat([gradient.flatten() for gradient in reference.values()])
     if clip:
         assert expected.norm() > clip
         expected *= clip / expected.norm()
-    assert (update - expected).norm() / expected.norm() < 1e-5
+    return ((update - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["zero3", *(pytest.param(k, marks=pytest.mark.long) for k in ("zero2", "zero3-kept", "native-zero3", "fsdp2"))],
+    [
+        "zero3",
+        *(pytest.param(k, marks=pytest.mark.long) for k in ("zero2", "zero3-kept", "native-zero3", "fsdp2")),
+        *(pytest.param(k, marks=pytest.mark.long) for k in ("zero1-bf16", "zero3-bf16", "fsdp2-bf16", "zero2-fp16")),
+    ],
 )
 def test_a_job_in_shards_pushes_what_peft_saves_and_resumes_as_if_it_had_gone_on(
     world: World, tmp_path: Path, kind: str
 ) -> None:
-    lora = {"rank": 4, "dropout": 0.0 if kind.startswith("native") else 0.05}  # its checkpoints have no random state
     config = write_config(
         tmp_path,
         world,
         run={"num_steps": 6},
         server={"retain_weights": 9},
         selection={"sub_batch_size": 5},
-        train={"lora": lora},
+        train={"lora": {"rank": 4, "dropout": 0.05}},
     )
     asked = (f"--sharding.kind={kind}", "--sharding.clip=1.0")
     with Server(config) as server:
         here = f"--client.selector={server.address}"
-        with Trainer(config, *asked, here, "--fault.save_at=3", script=LOOP, ranks=2) as trainer:
+        with job(config, *asked, here, "--fault.save_at=3", ranks=2) as trainer:
             trainer.finish()
         journal = shutil.copytree(tmp_path / "journal" / "run", tmp_path / "copy")
         again, saved = tmp_path / "again", tmp_path / "train" / "saved"
-        with Trainer(
-            config, *asked, here, f"--fault.resume={saved}", f"--train.output={again}", script=LOOP, ranks=2
-        ) as trainer:
+        with job(config, *asked, here, f"--fault.resume={saved}", f"--train.output={again}", ranks=2) as trainer:
             trainer.finish()
 
     if not kind.startswith("native"):

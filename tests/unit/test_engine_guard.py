@@ -35,11 +35,14 @@ class Engine:
 class Loop:
     """An engine under guard, and micro-batches of one step."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, divides_loss: bool = True) -> None:
         self.engine = Engine()
         calls = self.engine.calls
         self.guard = EngineGuard(
-            self.engine, before_step=lambda: calls.append("before"), attempted=lambda: calls.append("attempted")
+            self.engine,
+            divides_loss=divides_loss,
+            before_step=lambda: calls.append("before"),
+            attempted=lambda: calls.append("attempted"),
         )
 
     def begin(self, number: int, *, is_last: bool) -> torch.Tensor:
@@ -65,6 +68,16 @@ def test_a_loop_that_steps_once_a_step_as_accelerate_does_is_right_too() -> None
     loop.engine.step()
     loop.guard.end()
     assert loop.engine.calls == ["backward", "backward", "before", "step", "attempted"]
+
+
+def test_a_loss_that_is_divided_already_is_not_divided_by_the_engine() -> None:
+    loop = Loop(divides_loss=False)
+    loop.engine.backward(loop.begin(0, is_last=True), scale_wrt_gas=False)
+    loop.engine.step()
+    loop.guard.end()
+    assert loop.engine.calls == ["backward", "before", "step", "attempted"]
+    with pytest.raises(LoopError, match=r"twice: call backward\(loss\) with scale_wrt_gas=False"):
+        loop.engine.backward(loop.begin(0, is_last=True))
 
 
 def divided(loop: Loop) -> None:
