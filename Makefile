@@ -3,10 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := deploy/constraints.txt
+OLDEST := .venv-oldest
+OLDEST_CONSTRAINTS := deploy/constraints-oldest.txt
+INTEGRATION := $(addprefix tests/unit/test_,engine_guard.py sharded_model.py split.py trained.py weights.py) \
+  $(addprefix tests/service/test_,loop_guard.py sft_trainer.py trainer.py) \
+  $(addprefix tests/e2e/test_,examples.py gradient.py resume.py selections.py sharded.py sharded_trainer.py)
 export HF_HUB_OFFLINE ?= 1
 FUZZ_MINUTES ?= 10
 
-.PHONY: demo test test-all chaos fuzz check lint types drift proto constraints clean
+.PHONY: demo test test-all test-oldest chaos fuzz check lint types drift proto constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/train-client demo --out out/demo
@@ -17,6 +22,10 @@ test: $(VENV)/.ready
 
 test-all: $(VENV)/.ready
 	$(BIN)/pytest -m "not gpu" -n 2 --dist worksteal
+
+# With the oldest releases that pyproject.toml allows, in an environment of their own: what talks to PyTorch's ecosystem.
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/pytest -m "not gpu" -n 2 --dist worksteal $(INTEGRATION)
 
 # Half an hour at most: a job trains while server, ranks and network fail around it and, for root, the disk fills up.
 chaos: $(VENV)/.ready
@@ -54,6 +63,14 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
+$(OLDEST)/.ready: pyproject.toml $(OLDEST_CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and "the oldest releases need Python 3.10 to 3.12, this is " + sys.version)'
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST_CONSTRAINTS) torch uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --constraint $(OLDEST_CONSTRAINTS) \
+	  --editable '.[deepspeed,test,trl]'
+	touch $@
+
 clean:
 	rm -rf out .mypy_cache .ruff_cache .pytest_cache
 
@@ -63,3 +80,9 @@ constraints: $(VENV)/.ready
 	 $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-emit-package torch --no-annotate --no-header \
 	   --constraint deploy/constraints.in pyproject.toml | grep -v -i -E '^(nvidia|cuda|triton)') > $(CONSTRAINTS).new
 	mv $(CONSTRAINTS).new $(CONSTRAINTS)
+	(echo '# The oldest versions that pyproject.toml allows, but for torch, resolved by `make constraints`.'; \
+	 grep -E '^(torch|uv)==' deploy/constraints.in; \
+	 grep -E '^torch==' deploy/constraints.in | $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
+	   --resolution lowest-direct --extra deepspeed --extra test --extra trl --no-emit-package torch --no-annotate --no-header \
+	   --constraint - pyproject.toml | grep -v -i -E '^(nvidia|cuda|triton)') > $(OLDEST_CONSTRAINTS).new
+	mv $(OLDEST_CONSTRAINTS).new $(OLDEST_CONSTRAINTS)
