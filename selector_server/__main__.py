@@ -70,7 +70,8 @@ def main() -> None:
 
     bench = commands.add_parser("bench", help="measure this machine: speed, or how well sub-batches match")
     bench.add_argument(
-        "name", choices=["scoring", "facility-location", "gradient-match", "overhead", "subscribers", "store"]
+        "name",
+        choices=["scoring", "facility-location", "gradient-match", "overhead", "subscribers", "telemetry", "store"],
     )
     bench.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for result.json and the picture")
     bench.add_argument("--quick", action="store_true", help="under five minutes on two cores")

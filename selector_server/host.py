@@ -36,6 +36,7 @@ from shared.errors import (
 from shared.pb.v1 import selector_pb2 as pb
 from shared.records import Fingerprints, RunInfo
 from shared.source_labels import SourceLabels
+from shared.spans import Traces
 from shared.weights import decode_weights
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Host:
         rank_lease_s: float,
         scoring_processes: int = 1,
         open_journal: Callable[[Path], Journal] = Journal,
+        traces: Traces | None = None,
     ) -> None:
         """Take up every run whose journal is in `folder`; a damaged one is logged, and refused when it is opened.
 
@@ -83,10 +85,11 @@ class Host:
             rank_lease_s: How long a rank without a stream may be silent before others no longer wait for it.
             scoring_processes: As the attribute.
             open_journal: Opens the journal in a run's folder.
+            traces: Where the traces of steps go, if anywhere.
         """
         self._sources = SourceLabels(store.source_names, store.source_rows)
         self.store, self._fingerprints, self.folder = store, fingerprints, folder
-        self.max_runs, self._open_journal = max_runs, open_journal
+        self.max_runs, self._open_journal, self._traces = max_runs, open_journal, traces
         self.rows = RowSender(store)
         self._rank_lease_s, self.scoring_processes = rank_lease_s, scoring_processes
         self._runs: dict[str, HostedRun] = {}
@@ -102,7 +105,7 @@ class Host:
             logger.error("run %s can't be resumed: %s", path.name, error)
             return
         if run.incarnation:
-            self._runs[path.name] = HostedRun(run, rank_lease_s=self._rank_lease_s)
+            self._runs[path.name] = HostedRun(run, rank_lease_s=self._rank_lease_s, traces=self._traces)
             self._refuse_foreign(run)
             logger.info("run %s resumed from its journal at step %d", path.name, run.next_step)
 
@@ -256,7 +259,8 @@ class Host:
             )
 
     def _add(self, name: str) -> HostedRun:
-        hosted = HostedRun(Run(self._open_journal(self.folder / name)), rank_lease_s=self._rank_lease_s)
+        run = Run(self._open_journal(self.folder / name))
+        hosted = HostedRun(run, rank_lease_s=self._rank_lease_s, traces=self._traces)
         self._runs[name] = hosted
         return hosted
 
@@ -373,7 +377,7 @@ class Host:
         await _to_the_end(locked())
         logger.info("run %s has weights version %d, %d bytes", name, version, len(payload))
         hosted.receive_seconds[version] = time.perf_counter() - began
-        hosted.tally.pushed(len(payload), hosted.receive_seconds[version])
+        hosted.stored_weights(version, len(payload), hosted.receive_seconds[version])
         self.notify_watchers(hosted)
 
     async def close_run(self, name: str, incarnation: int) -> None:

@@ -19,6 +19,7 @@ from selector_server.run import Run
 from selector_server.run_engine import Pushed
 from selector_server.tally import Tally
 from shared.pb.v1 import selector_pb2 as pb
+from shared.spans import Span, Traces, selection_spans
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class HostedRun:
         tally: What was done for it, for metrics.
     """
 
-    def __init__(self, run: Run, *, rank_lease_s: float) -> None:
+    def __init__(self, run: Run, *, rank_lease_s: float, traces: Traces | None = None) -> None:
         self.run = run
         self.lock = asyncio.Lock()
         self.published, self.changed = Signal(), Signal()
@@ -46,6 +47,7 @@ class HostedRun:
         self.pushed: Pushed | None = None
         self.receive_seconds: dict[int, float] = {}
         self.tally = Tally()
+        self._traces = traces
         self._rank_lease_s = rank_lease_s
         self._there_since: dict[int, float] = {}
         self.pace = Pace(0, time.monotonic())
@@ -65,6 +67,7 @@ class HostedRun:
     def selected(self, message: pb.SelectionMessage, counted: Counted, *, journal_seconds: float) -> None:
         """The selection of a step is durable, and there for the ranks."""
         self.tally.selected(message, counted, journal_seconds=journal_seconds)
+        self.trace_selection(message, journal_seconds=journal_seconds)
         self._there_since[message.step] = time.monotonic()
         is_first = message.step == self.run.info.timing.steps_using(message.weights_version).start
         receive_seconds = self.receive_seconds.pop(message.weights_version, 0.0) if is_first else 0.0
@@ -73,6 +76,30 @@ class HostedRun:
         times.CopyFrom(message.times)
         times.journal_seconds, times.receive_seconds = journal_seconds, receive_seconds
         self.recent.selected(message.step, message.weights_version, times)
+
+    def trace_selection(self, message: pb.SelectionMessage, *, journal_seconds: float) -> None:
+        """Tell its step's trace how a selection was made, where anybody listens."""
+        if self._traces:
+            spans = selection_spans(message.times, journal_seconds=journal_seconds)
+            self._traces.record(self.run.info.name, message.step, spans)
+
+    def stored_weights(self, version: int, num_bytes: int, seconds: float) -> None:
+        """Weights are durable, which belongs to the step that made them."""
+        self.tally.pushed(num_bytes, seconds)
+        if self._traces and version:
+            now = time.time_ns()
+            span = Span("store weights", now - int(seconds * 1e9), now, {"version": version, "bytes": num_bytes})
+            self._traces.record(self.run.info.name, version - 1, [span])
+
+    @contextmanager
+    def sending(self, step: int, rank: int, num_bytes: int) -> Iterator[None]:
+        """While a selection is given to a rank's stream, which may have to wait for room."""
+        self.tally.was_sent(num_bytes)
+        start_ns = time.time_ns()
+        yield
+        if self._traces:
+            span = Span("send", start_ns, time.time_ns(), {"rank": rank, "bytes": num_bytes})
+            self._traces.record(self.run.info.name, step, [span])
 
     # ---- ranks
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,6 +36,8 @@ from shared.model import base_fingerprint, load_base_model
 from shared.pb.v1 import selector_pb2_grpc
 from shared.records import Fingerprints
 from shared.scrape_port import ScrapePort
+from shared.spans import Traces
+from shared.telemetry_config import TraceConfig
 from shared.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -68,7 +71,7 @@ async def serve(
             f"{store.manifest.tokenizer.fingerprint}: prepare the store with this model's tokenizer"
         )
     server, address = listen(config.server)
-    with _sole_owner(config.server.journal):
+    with _sole_owner(config.server.journal), _traces(config.trace) as traces:
         model = load_base_model(config.model, device)
         require_vocabulary(model, store)
         fingerprints = Fingerprints(store.fingerprint, tokenizer, base_fingerprint(model))
@@ -85,6 +88,7 @@ async def serve(
             open_journal=partial(
                 Journal, keep_scores=config.server.keep_scores, retain_weights=config.server.retain_weights
             ),
+            traces=traces,
         )
         add_service(server, host, config.server)
         readiness = Readiness(config.server.journal)
@@ -168,6 +172,18 @@ def _metrics_port(
     from selector_server.metrics_port import open_metrics_port
 
     return open_metrics_port(config, host, readiness, store, device, address=address)
+
+
+@contextlib.contextmanager
+def _traces(config: TraceConfig) -> Iterator[Traces | None]:
+    """Where traces go, if anywhere; only then is OpenTelemetry imported."""
+    if config.export == "off":
+        yield None
+        return
+    from shared.tracing import open_traces
+
+    with contextlib.closing(open_traces(config, service="selector", instance=str(os.getpid()))) as traces:
+        yield traces
 
 
 async def _until_stopped(scheduler: asyncio.Task[Any]) -> None:

@@ -68,8 +68,8 @@ class SelectorService(selector_pb2_grpc.SelectorServiceServicer):
                 while run.has_selection(step):
                     message = await hosted.outgoing.message(step)
                     run.require_incarnation(request.incarnation)
-                    hosted.tally.was_sent(len(message.arrow))
-                    yield message  # goes on when the client's window has room: one message at most waits here
+                    with hosted.sending(step, request.rank, len(message.arrow)):
+                        yield message  # goes on when the client's window has room: one message at most waits here
                     if sends_rows:
                         async for rows in self._rows(hosted, message, request):
                             yield rows

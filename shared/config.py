@@ -27,7 +27,7 @@ from shared.branch import Branch, Positive
 from shared.errors import ConfigError
 from shared.limits_config import LimitsConfig
 from shared.selection_config import SelectionConfig
-from shared.telemetry_config import LogConfig
+from shared.telemetry_config import LogConfig, TraceConfig
 from shared.timing import Timing
 
 _ENV_PREFIX, _ENV_DELIMITER = "SUBBATCH_", "__"
@@ -296,6 +296,7 @@ class Config(BaseSettings):
     train: TrainConfig = TrainConfig()
     experiment: ExperimentConfig = ExperimentConfig()
     log: LogConfig = LogConfig()
+    trace: TraceConfig = TraceConfig()
 
 
 def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:

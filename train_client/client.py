@@ -248,7 +248,7 @@ class SelectorClient:
                 reply = self._send(header, payload, timeout_s)
             return reply
 
-        config, began = self._config, time.perf_counter()
+        config, start_ns = self._config, time.time_ns()
         reply = self._calls.call(
             f"run {self._run!r}: pushing weights version {version}",
             pushing,
@@ -259,7 +259,8 @@ class SelectorClient:
         self._liveness.answered()
         if reply.durable_version != version:
             raise WireError(f"run {self._run!r}: pushed weights version {version}, got {reply.durable_version} back")
-        self._calls.traffic.pushed(len(delta.chunks) if delta else len(payload), time.perf_counter() - began)
+        sent = len(delta.chunks) if delta else len(payload)
+        self._calls.traffic.pushed(version, sent, start_ns=start_ns, end_ns=time.time_ns())
         self._pushed = version, header.sha256
 
     def _delta(self, before: memoryview | None, payload: bytes | memoryview) -> Delta | None:

@@ -56,9 +56,17 @@ class Collector:
         self._first_step, self._device, self._gradient_match = first_step, device, gradient_match
         self._selector = client.selector if client.selector in ("inline", "replay") else "server"
 
-    def __call__(self) -> Iterator[Sample]:
+    def __call__(self) -> list[Sample]:
         """All values."""
-        run, tally = self._info.name, self._tally
+        run = self._info.name
+        with self._tally.lock:
+            samples = list(self._of_the_steps(run, self._tally))
+            completed = self._first_step + self._tally.steps
+        if isinstance(self._source, ServerSource):
+            samples += self._of_the_wire(self._source, run, completed)
+        return [*samples, *self._of_the_device(run)]
+
+    def _of_the_steps(self, run: str, tally: Tally) -> Iterator[Sample]:
         yield Sample(m.BUILD, 1, (run, version("subbatch"), self._selector, self._device.type))
         values: dict[Metric, float | Durations] = {
             m.STEPS: self._info.timing.num_steps,
@@ -82,9 +90,6 @@ class Collector:
                 yield Sample(by, seconds, (run, label))
         for source, rows in self._labels.label(tally.sources).items():
             yield Sample(m.SOURCE_ROWS, rows, (run, source))
-        if isinstance(self._source, ServerSource):
-            yield from self._of_the_wire(self._source, run, self._first_step + tally.steps)
-        yield from self._of_the_device(run)
 
     def _of_the_wire(self, source: ServerSource, run: str, completed: int) -> Iterator[Sample]:
         connection = source.connection()

@@ -425,10 +425,11 @@ class SubbatchPlugin:
     def _observed(self) -> AbstractContextManager[Observe]:
         return observing(
             self._config.client,
+            self._config.trace,
             self._info,
             self._data,
             self._source,
-            is_first=self._ranks.is_first,
+            rank=self._ranks.rank,
             first_step=self._cursor,
             device=self._host.device,
             gradient_match=lambda: self.gradient_match,

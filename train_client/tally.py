@@ -1,9 +1,11 @@
 """What a training job has done since it began, as rank 0 sees it, for its metrics.
 
-The training thread adds a step at a time; scrapes read in threads of their own, and may see a step half added.
+The training thread adds a step at a time; scrapes read in threads of their own, under the same lock.
 """
 
 from __future__ import annotations
+
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,11 @@ from train_client.waited import wait_causes
 
 
 class Tally:
-    """The counts of one job."""
+    """The counts of one job.
+
+    Attributes:
+        lock: Held while a step is added; whoever reads holds it too, so that what is read belongs together.
+    """
 
     def __init__(self, num_sources: int) -> None:
         """Begin with none.
@@ -23,6 +29,7 @@ class Tally:
         Args:
             num_sources: Of the store.
         """
+        self.lock = threading.Lock()
         self.loss, self.staleness = float("nan"), 0
         self.steps = self.rows = self.tokens = self.fallbacks = self.received_bytes = 0
         self.step_seconds = Durations()
@@ -32,6 +39,10 @@ class Tally:
 
     def add(self, report: StepReport) -> None:
         """A step was attempted."""
+        with self.lock:
+            self._add(report)
+
+    def _add(self, report: StepReport) -> None:
         selection = report.selection
         self.steps += 1
         self.loss = report.loss

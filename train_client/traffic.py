@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from train_client.metrics import CALLS
@@ -16,24 +17,27 @@ class Traffic:
         pushes: Weights versions that the server has confirmed.
         push_bytes: Their bytes.
         push_seconds: How long their uploads took.
+        on_pushed: Called in the background after each: with version, bytes, start and end.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.retries = dict.fromkeys(CALLS, 0)
         self.pushes, self.push_bytes, self.push_seconds = 0, 0, 0.0
+        self.on_pushed: Callable[[int, int, int, int], None] = lambda *_: None
 
     def retried(self, call: str) -> None:
         """A call, one of `metrics.CALLS`, failed and is made again."""
         with self._lock:
             self.retries[call] += 1
 
-    def pushed(self, num_bytes: int, seconds: float) -> None:
-        """Weights are durable on the server."""
+    def pushed(self, version: int, num_bytes: int, *, start_ns: int, end_ns: int) -> None:
+        """Weights are durable on the server; times are those of `time.time_ns`."""
         with self._lock:
             self.pushes += 1
             self.push_bytes += num_bytes
-            self.push_seconds += seconds
+            self.push_seconds += (end_ns - start_ns) / 1e9
+        self.on_pushed(version, num_bytes, start_ns, end_ns)
 
 
 @dataclass(frozen=True)

@@ -55,10 +55,15 @@ def training_data(config: Config, ranks: Ranks) -> TrainingData:
             f"{CONFIG_VARIABLE} names, or as SUBBATCH_DATA__STORE; or let the server send the rows, with "
             "client.payload 'records'"
         )
-    return _of_store(config.data.store)
+    return of_store(config.data.store)
 
 
-def _of_store(path: Path) -> TrainingData:
+def of_store(path: Path) -> TrainingData:
+    """What a trainer's own store says.
+
+    Raises:
+        DataError: a store that can't be used.
+    """
     store = Store.open(path)
     return TrainingData(
         fingerprint=store.fingerprint,

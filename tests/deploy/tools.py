@@ -24,6 +24,7 @@ _INSTALL = {
     "kubernetes-validate": _VENV,
     "shellcheck": _VENV,
     "promtool": f"{_DEBIAN} prometheus",
+    "prometheus": f"{_DEBIAN} prometheus",
     "docker-compose": f"{_DEBIAN} docker-compose",
     "systemd-analyze": f"{_DEBIAN} systemd",
     "kubectl": "install kubectl 1.27 or newer",

@@ -23,6 +23,7 @@ from shared.sampler import draw_large_batch
 from tests.service.harness import Job, LiveServer
 from train_client.ranks import Ranks
 from train_client.source import ServerSource
+from train_client.training_data import of_store
 
 
 def settings(info: RunInfo) -> RunConfig:
@@ -48,7 +49,8 @@ class ArithmeticTrainer:
         options = {"selector": server.address, "away_after_s": 0.2, "connect_timeout_s": 30.0, **client}
         self.model = copy.deepcopy(job.model)
         config = ClientConfig.model_validate(options)
-        self.source = ServerSource(config, self.model, server.store, ranks or Ranks(0, 1), run=settings(info))
+        data = of_store(server.store.path)
+        self.source = ServerSource(config, self.model, data, ranks or Ranks(0, 1), run=settings(info))
         self.cursor, self.lineage = 0, b""
         self.selections: dict[int, Selection] = {}
         self._put_weights()
