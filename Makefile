@@ -11,7 +11,7 @@ INTEGRATION := $(addprefix tests/unit/test_,engine_guard.py sharded_model.py spl
 export HF_HUB_OFFLINE ?= 1
 FUZZ_MINUTES ?= 10
 
-.PHONY: demo test test-all test-oldest chaos fuzz check lint types drift proto constraints clean
+.PHONY: demo test test-all test-oldest chaos fuzz check lint types drift proto reference constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/train-client demo --out out/demo
@@ -47,12 +47,17 @@ lint: $(VENV)/.ready
 types: $(VENV)/.ready
 	$(BIN)/mypy
 
-# Generated code is committed, so that installing needs no compiler; this proves it matches the contract.
+# Generated code is committed, so that installing needs no compiler; this proves it matches the contract, and that the
+# reference pages of deploy/docs match the code.
 drift: $(VENV)/.ready
 	$(BIN)/python tests/contract/generate.py --check
+	$(BIN)/python -m tests.contract.reference --check
 
 proto: $(VENV)/.ready
 	$(BIN)/python tests/contract/generate.py
+
+reference: $(VENV)/.ready
+	$(BIN)/python -m tests.contract.reference
 
 # Torch comes first and through pip, so that pip's own configuration decides between the CPU and the CUDA build;
 # uv then resolves the rest against it in seconds.

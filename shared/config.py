@@ -41,26 +41,37 @@ RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 class ModelConfig(Branch):
     """The frozen base model. `path` is a hub id, a folder, or a .gguf file."""
 
+    # Hub id, folder, or .gguf file; the same on both sides.
     path: str = ""
+    # Branch, tag or commit of a hub id.
     revision: str = "main"
+    # What weights are loaded as. Scores of the last block are computed in float32, whatever this says.
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    # Transformers' implementation of attention.
     attention: Literal["sdpa", "eager"] = "sdpa"
 
 
 class DataConfig(Branch):
     """Stores that `selector-server prepare` wrote."""
 
+    # What is trained on; on the server, and on each training host unless client.payload is `records`.
     store: Path | None = None
+    # Rows for the held-out loss, on the training hosts.
     heldout_store: Path | None = None
 
 
 class RunConfig(Branch):
     """One fine-tuning job."""
 
+    # What the server knows it by; taken until the run is resumed or started over.
     name: RunName = "run"
+    # Of draws, probes, a new adapter's weights and dropout.
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    # Optimizer steps of the whole run; the learning rate's schedule and the server's work end there.
     num_steps: Positive = 1000
+    # S: how many versions old the weights behind a selection may be. 0 overlaps nothing and is the paper's algorithm.
     staleness: Annotated[int, Field(ge=0)] = 1
+    # K: steps from one push of weights to the next.
     push_every: Positive = 1
     # What weights are cast to where they are pushed; `trained` sends them as they are trained. The server scores with
     # what it is sent, so it decides what is selected.
@@ -98,8 +109,11 @@ class RunConfig(Branch):
 class TlsConfig(Branch):
     """PEM files. The server needs certificate and key; `ca` makes either side verify the other."""
 
+    # Authorities whose certificates the other side must show.
     ca: Path | None = None
+    # This side's certificate, with any intermediate ones after it.
     certificate: Path | None = None
+    # Its private key, unencrypted.
     key: Path | None = None
 
     @model_validator(mode="after")
@@ -112,7 +126,9 @@ class TlsConfig(Branch):
 class MetricsConfig(Branch):
     """Where an end's Prometheus metrics are read by HTTP: nowhere unless a port is given; 0 is a free one."""
 
+    # The address to listen on.
     host: str = "127.0.0.1"
+    # Its port.
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
     # HTTPS with this certificate; with `ca`, whoever scrapes must show a certificate that it signed.
     tls: TlsConfig | None = None
@@ -126,11 +142,16 @@ class MetricsConfig(Branch):
 class ServerConfig(Branch):
     """Where and how the selector server runs."""
 
+    # The address to listen on; `0.0.0.0` or `[::]` for all of this machine's.
     host: str = "127.0.0.1"
+    # Its port; 0 takes a free one, which the `ready` line tells.
     port: Annotated[int, Field(ge=0, le=65535)] = 50051
+    # Where rows are scored: `cpu`, `cuda`, `cuda:N`; `auto` takes an accelerator if there is one.
     device: str = "auto"
+    # Folder of the journals and weights of all runs. Keep it: runs resume from it.
     journal: Path = Path("out/journal")
-    # Of each scoring process; 0 leaves it to torch, and a launcher of several processes gives each one thread.
+    # Processor threads of each scoring process; 0 leaves it to torch, and a launcher of several processes gives each
+    # one thread.
     threads: Annotated[int, Field(ge=0)] = 0
     # Keep what every selection was picked from beside it, so that `selector-server replay` can pick again: a few KiB a
     # step, with exact gradients of the last blocks 4 bytes × large_batch_size × sketch_size.
@@ -147,6 +168,7 @@ class ServerConfig(Branch):
     max_weights_bytes: Positive = 64 * 2**30
     # Who may call: a `name:token` a line, or one bare token. Without it, the environment's SUBBATCH_TOKENS.
     token_file: Path | None = None
+    # Encrypt calls, and with `ca` ask callers for a certificate.
     tls: TlsConfig | None = None
     # A second, plaintext port of `host` with the gRPC health service alone, for probes that speak neither TLS nor
     # tokens, such as Kubernetes'; without it, health is asked for where everything else is.
@@ -155,7 +177,9 @@ class ServerConfig(Branch):
     send_rows: bool = True
     # Listen on other than loopback addresses although calls aren't encrypted, or anybody may call.
     insecure: bool = False
+    # What callers may cost at most.
     limits: LimitsConfig = LimitsConfig()
+    # The server's metrics, and its web page.
     metrics: MetricsConfig = MetricsConfig()
 
 
@@ -165,28 +189,32 @@ class ClientConfig(Branch):
     # `host:port`, or the numbers of one server with commas between them. Or `replay`: train on the selections that an
     # earlier run recorded, whose `train.output` is `replay`.
     selector: str = "127.0.0.1:50051"
+    # With selector `replay`: the earlier run's `train.output`.
     replay: Path | None = None
     # What a selection brings: `indices` of rows in this machine's copy of data.store, or `records`: the tokenised rows
     # of this rank's share themselves. data.store isn't opened then.
     payload: Literal["indices", "records"] = "indices"
-    # How long to wait for a server that was never reached, and for one that went away or is late.
+    # How long to wait for a server that was never reached.
     connect_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    # How long to wait for a server that went away, or is late with a selection.
     wait_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    # How long one call may take before it is tried again.
     call_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     # When the server is away: `wait` for it, for wait_timeout_s; `fail` at once; or `sample`: go on, on the first rows
-    # of each step's own draw, until it is back. A server is away that has answered nothing for away_after_s; one that
-    # scores isn't.
+    # of each step's own draw, until it is back.
     on_unavailable: Literal["wait", "fail", "sample"] = "wait"
+    # A server is away that has answered nothing for so long; one that scores isn't.
     away_after_s: Annotated[float, Field(gt=0)] = 10.0
     # Push weights as how they differ from those pushed before, compressed: for full fine-tuning over slow links. Costs
     # host memory for one more copy of what is trained, and a background thread's time.
     push_deltas: bool = False
     # The trainers' own token. Without it, the environment's SUBBATCH_TOKEN.
     token_file: Path | None = None
+    # Encrypt calls: `ca` is the server's authority, certificate and key this trainer's own for mutual TLS.
     tls: TlsConfig | None = None
     # Send the token to other than loopback addresses although the call isn't encrypted.
     insecure: bool = False
-    # Of rank 0.
+    # The training job's metrics, on rank 0's host.
     metrics: MetricsConfig = MetricsConfig()
 
     @field_validator("selector")
@@ -224,51 +252,74 @@ class ClientConfig(Branch):
 class LoraSettings(Branch):
     """The adapter of the reference loop; any PEFT LoRA config works with the plugin."""
 
+    # Of its matrices.
     rank: Positive = 128
+    # Its update is scaled by alpha / rank.
     alpha: Annotated[float, Field(gt=0)] = 512
+    # Of its input while training; scoring drops nothing.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    # Names of the linear modules that get one, whole or their last part.
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "fc1", "fc2")
 
 
 class TrainConfig(Branch):
     """The reference loop. `lora = false` trains every weight."""
 
+    # Folder of the trained model, checkpoints and the files that tell of every step.
     output: Path = Path("out/train")
+    # AdamW's, at its highest; a cosine schedule follows the warm-up.
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    # Share of num_steps that the learning rate takes to rise.
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
+    # AdamW's.
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    # Gradients with a larger norm are scaled down to it.
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    # Most rows of one forward and backward pass on one rank; plugins read it, too.
     micro_batch_size: Positive = 8
+    # Accelerate's.
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    # Compute activations again in the backward pass instead of keeping them.
     gradient_checkpointing: bool = False
+    # The new adapter, or `false` to train every weight.
     lora: LoraSettings | Literal[False] = LoraSettings()
+    # `auto` leaves it to Accelerate.
     device: Literal["auto", "cpu"] = "auto"
+    # Processor threads of each rank; 0 leaves it to torch.
     threads: Annotated[int, Field(ge=0)] = 0
+    # Steps from one checkpoint to the next; 0: none.
     save_every: Annotated[int, Field(ge=0)] = 0
     # A checkpoint's folder, or `latest` for the newest one in `output`, if there is any.
     resume: Path | None = None
+    # Steps from one held-out loss to the next; 0: at the end alone. Needs data.heldout_store.
     eval_every: Annotated[int, Field(ge=0)] = 0
     # Steps from one comparison of the sub-batch's exact gradient with the large batch's to the next; 0: never.
     gradient_check_every: Annotated[int, Field(ge=0)] = 0
+    # Accelerate's trackers to log to, such as `tensorboard` or `wandb`.
     trackers: tuple[str, ...] = ()
 
 
 class ExperimentConfig(Branch):
     """How `train-client experiment` runs its arms. The other branches say what is trained; the arms override them."""
 
-    # Names of arms or groups, and the seeds that every arm is run with.
+    # Names of arms or groups.
     arms: tuple[str, ...] = ("main",)
+    # The seeds that every arm is run with.
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3, 4)
-    # Ranks of a training job, and the devices of either side: CUDA devices, or cores where train.device is `cpu`. Left
-    # empty, the selector gets the last core and the trainers the others; of CUDA devices each side sees all.
+    # Ranks of a training job.
     num_processes: Positive = 1
+    # CUDA devices of the trainers, or cores where train.device is `cpu`. Left empty, the trainers get all cores but the
+    # last; of CUDA devices they see all.
     trainer_devices: tuple[int, ...] = ()
+    # The selector's. Left empty, it gets the last core; of CUDA devices it sees all.
     selector_devices: tuple[int, ...] = ()
     # On cores: two arms that need no scores at a time.
     parallel: bool = True
     # What a trained model is asked, files or sets as `train-client evaluate` takes them; nothing: no accuracy.
     questions: tuple[str, ...] = ()
+    # How: for a program first and reasoning where it fails, for a program alone, or for reasoning alone.
     ask: Literal["hybrid", "program", "plain"] = "plain"
+    # Of one answer.
     max_new_tokens: Positive = 256
     # Large batches of the lowest seed whose rows are kept as text.
     gallery_steps: Annotated[int, Field(ge=0)] = 3

@@ -36,11 +36,15 @@ _DETAILS = {
 class SelectionConfig(Branch):
     """The method and its sizes. `preset` sets the keys that aren't given themselves."""
 
+    # Sets the keys below that aren't given: see "How rows are chosen" in the README.
     preset: Literal["paper", "colm", "paper_exact", "matched", "hardest"] = "paper"
+    # b: rows drawn for a step, and scored.
     large_batch_size: Positive = 128
+    # r: rows picked of them, and trained on by all ranks together.
     sub_batch_size: Positive = 64
 
     # ---- draw
+    # Every source alike, every row alike, or in between by `temperature`.
     sampling: Literal["inverse_source", "uniform", "temperature"] = "inverse_source"
     # A source's share is rows^(1 / temperature): 1 draws rows uniformly, large values draw sources equally.
     temperature: Annotated[float, Field(ge=1)] = 1.0
@@ -51,9 +55,13 @@ class SelectionConfig(Branch):
     estimator: Literal["central", "jvp", "exact"] = "central"
     # `last_blocks` takes all trained linear layers of the last `num_blocks` blocks, as a sketch; `exact` only.
     gradient_of: Literal["v_projection", "last_blocks"] = "v_projection"
+    # How many blocks `last_blocks` are.
     num_blocks: Positive = 1
+    # Numbers that a row's gradient is held as, with `last_blocks`.
     sketch_size: Positive = 1024
+    # How far `central` moves the weights along a probe, either way.
     epsilon: Annotated[float, Field(gt=0)] = 1e-3
+    # Random directions of a step, whose estimates are averaged.
     num_probes: Positive = 1
     # Padded tokens of one forward.
     score_tokens: Positive = 8192
@@ -61,14 +69,19 @@ class SelectionConfig(Branch):
     # ---- compare
     # Which coordinates of the estimated gradient are kept: the largest |gradient|, |weight|, or |weight · gradient|.
     criterion: Literal["grad", "weight", "weight_grad"] = "grad"
+    # How many coordinates are kept.
     sparsify_k: Positive = 2560
     # Compare what Adam would make of the estimates: divided by the root of their running second moment.
     adam_features: bool = False
+    # Of `adam_features`: how much of the first moment remains after a step.
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    # Of `adam_features`: how much of the second moment remains.
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    # Of `adam_features`: what is added to the second moment's root.
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    # Append the prompt's mean hidden state, scaled to this fraction of the gradients' spread: for unknown sources.
+    # Append the prompt's mean hidden state to what is compared: for unknown sources.
     soft_labels: bool = False
+    # Of soft labels: their spread, as a fraction of the gradients'.
     soft_label_scale: Annotated[float, Field(gt=0)] = 1.0
 
     # ---- pick
@@ -93,12 +106,13 @@ class SelectionConfig(Branch):
     weighting: Literal["none", "gamma"] = "none"
     # Of a sampling design: all rows alike, or `norm_share` of the probability in proportion to the gradient's norm.
     inclusion: Literal["equal", "norm"] = "equal"
+    # Of inclusion `norm`: the rest of the probability goes to all rows alike.
     norm_share: Annotated[float, Field(gt=0, le=1)] = 0.8
     # Of matching pursuit: how strongly weights are held back, relative to the rows' mean squared gradient norm.
     ridge: Annotated[float, Field(gt=0)] = 0.03
-    # And how much of what earlier steps' picks left out is added to the next target, of which `feedback_decay` remains
-    # after every step; 0 forgets it.
+    # Of matching pursuit: how much of what earlier steps' picks left out is added to the next target; 0: nothing.
     feedback: Annotated[float, Field(ge=0, le=1)] = 0.6
+    # Of what was left out, how much remains after every step.
     feedback_decay: Annotated[float, Field(gt=0, le=1)] = 0.99
 
     @model_validator(mode="before")

@@ -14,10 +14,12 @@ class TraceConfig(Branch):
     # `otlp`: to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names; OTEL_* variables decide the rest, such as
     # OTEL_TRACES_SAMPLER. `file`: for each process a file of JSON lines in `folder`.
     export: Literal["off", "otlp", "file"] = "off"
+    # Of `file`: where the files go.
     folder: Path = Path("out/traces")
 
 
 class LogConfig(Branch):
     """How log lines look: for people, or one JSON object each."""
 
+    # `json`: one object a line, with run, step and rank as fields.
     format: Literal["text", "json"] = "text"
