@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from selector_server.reading_arguments import add_reading_arguments
 from shared.cli import add_config_argument, make_console, read_config, run_command
 from shared.errors import ConfigError
 from shared.metric_list import add_metrics_arguments, print_metrics
@@ -19,11 +20,17 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
 
     prepare = commands.add_parser("prepare", help="tokenise a data set into a store")
-    prepare.add_argument("source", help="hub id, JSON, JSONL or Parquet file, or a folder of them")
+    prepare.add_argument(
+        "source",
+        nargs="+",
+        help="JSON, JSONL (either also .gz or .zst) or Parquet files, folders, patterns, URLs (s3://, gs://, hf://, "
+        "https://) or hub ids",
+    )
     prepare.add_argument("--tokenizer", required=True, metavar="PATH", help="hub id, folder, or .gguf file")
     prepare.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write the store to")
     prepare.add_argument("--max-length", type=int, default=512, help="most tokens of a row (default %(default)s)")
-    prepare.add_argument("--num-proc", type=int, help="processes to tokenise with (default: all cores)")
+    prepare.add_argument("--num-proc", type=int, help="processes to tokenise with (default: this one, on all cores)")
+    add_reading_arguments(prepare)
     prepare.add_argument("--overwrite", action="store_true", help="replace a store that is there already")
 
     serve = commands.add_parser("serve", help="select sub-batches for trainers")
@@ -91,12 +98,15 @@ def main() -> None:
 
 def _prepare(arguments: argparse.Namespace, _rest: list[str]) -> None:
     from selector_server.prepare import prepare, print_summary
+    from selector_server.reading_arguments import read_chat_template, read_reading
 
     manifest = prepare(
         arguments.source,
         tokenizer=arguments.tokenizer,
         out=arguments.out,
         max_length=arguments.max_length,
+        reading=read_reading(arguments),
+        chat_template=read_chat_template(arguments),
         num_proc=arguments.num_proc,
         overwrite=arguments.overwrite,
     )

@@ -92,8 +92,8 @@ def build_beside(out: Path) -> Iterator[Path]:
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
                 free = shutil.disk_usage(building).free // 2**20
                 raise DataError(
-                    f"no room for a store at {out}, {free} MiB are left there: preparing takes about four times the "
-                    "size of the data, so make room or choose another disk"
+                    f"no room for a store at {out}, {free} MiB are left there: preparing takes about twice "
+                    "the size of the store, so make room or choose another disk"
                 ) from error
         if isinstance(error, OSError):
             raise DataError(f"a store can't be made at {out}: {error}; nothing was written") from error

@@ -1,114 +1,135 @@
 """Rows of text in, a dataset store out: what `selector-server prepare` does.
 
-`sources` reads the texts; here they are tokenised and laid out by source; `shared.store_writer` writes them, all inside
-the hidden folder of `building`. The rows stay on disk; what is held in memory is a few integers per row.
+`parts` says what there is to read, `readers` streams its rows, `layout` makes conversations of them, `encoding` and
+`shared.chat` make token ids, `spill` puts them in a store's order and `shared.store_writer` writes it, all inside the
+hidden folder of `building`. However many rows there are, a few thousand are in memory.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from transformers import PreTrainedTokenizerFast
 
 from selector_server.building import STORE, build_beside, check_target, publish, remove_leftovers
-from selector_server.sources import load_texts, number_sources
-from shared.dataset import ROWS_SCHEMA, Manifest, SourceInfo, TokenizerInfo
+from selector_server.encoding import PromptEncoder
+from selector_server.filling import Filling, find_columns, read_all
+from selector_server.layout import Columns
+from selector_server.parts import find_parts, source_names, without_query
+from selector_server.reading import Reading
+from selector_server.spill import Spill
+from shared.chat import ChatEncoder
+from shared.dataset import Manifest, TokenizerInfo
 from shared.errors import ConfigError, DataError, ModelError
 from shared.store_writer import write_store
-from shared.tokenizer import encode_answers, encode_prompts, load_tokenizer, tokenizer_fingerprint
+from shared.tokenizer import load_tokenizer, tokenizer_fingerprint
 
-TEMPLATE = "alpaca"
-_ROWS_PER_BATCH = 4096
+_BAR = (SpinnerColumn(), TextColumn("{task.description}, {task.completed:,.0f} rows"), TimeElapsedColumn())
+_logger = logging.getLogger(__name__)
 
 
 def prepare(
-    source: str,
+    source: str | Sequence[str],
     *,
     tokenizer: str,
     out: Path,
     max_length: int = 512,
+    reading: Reading | None = None,
+    chat_template: str | None = None,
     source_revision: str | None = None,
     tokenizer_revision: str = "main",
     overwrite: bool = False,
     num_proc: int | None = None,
     console: Console | None = None,
 ) -> Manifest:
-    """Tokenise rows of (source, instruction, output) into a store.
+    """Tokenise rows into a store.
 
-    A row is the prompt, the answer and EOS, cut at the end to max_length. It is dropped, and counted under its source,
-    where there is nothing to learn from: instruction or output null or blank, or no answer token within max_length.
+    A row is its prompt and its answer, or a conversation, cut at the end to max_length. It is dropped, and counted
+    under its source, where there is nothing to learn from: instruction or output null or blank, no assistant's turn,
+    or no answer token within max_length.
 
     Args:
-        source: A JSON, JSONL (either may be gzipped) or Parquet file; a folder of them, read in the order of their
-            paths; or the id of a Hugging Face dataset, of which the split "train" is taken (downloads stay in the
-            hub's own cache).
+        source: JSON, JSONL (either also .gz or .zst) or Parquet files, folders of them, patterns, URLs, or ids of
+            Hugging Face datasets, of which the split "train" is taken (downloads stay in the hub's own cache). Files of
+            a folder or pattern are read in the order of their paths.
         tokenizer: A hub id, a folder, or a .gguf file.
         out: The store's folder: new or empty.
         max_length: Most tokens of a row, at least 2.
-        source_revision: Branch, tag or commit of a hub dataset.
+        reading: Which columns are what, and how they become turns with a loss; None: as the rows suggest.
+        chat_template: The text of a chat template, in place of the tokenizer's.
+        source_revision: Branch, tag or commit of hub datasets.
         tokenizer_revision: Branch, tag or commit of a hub tokenizer.
         overwrite: Replace the store in `out`, and nothing but a store.
         num_proc: Processes that tokenise. By default this one does, with a thread per core.
-        console: Where progress goes, with bars if it is a terminal; by default standard error.
+        console: Where progress goes, with a bar if it is a terminal; by default standard error.
 
     Returns:
         The manifest of the store.
 
     Raises:
-        ConfigError: max_length or num_proc too small.
+        ConfigError: max_length or num_proc too small, or a system prompt where no template takes one.
         DataError: no such data, data that can't be used, `out` taken, or no room for the store.
-        ModelError: a tokenizer that can't be used, or has no EOS.
+        ModelError: a tokenizer that can't be used, or has no EOS or no chat template.
     """
     if max_length < 2 or (num_proc is not None and num_proc < 1):
         raise ConfigError(f"max_length is {max_length} and num_proc {num_proc}: give at least 2 and at least 1")
+    reading = reading or Reading()
+    named = [source] if isinstance(source, str) else list(source)
+    shown = " ".join(map(without_query, named))
     remove_leftovers(out)
     check_target(out, overwrite=overwrite)
     console = console or Console(stderr=True)
-    encoder = load_tokenizer(tokenizer, tokenizer_revision)
-    if encoder.eos_token_id is None:
+    loaded = load_tokenizer(tokenizer, tokenizer_revision)
+    if loaded.eos_token_id is None:
         raise ModelError(f"tokenizer {tokenizer!r} has no EOS token, which ends every answer: set its eos_token")
+    if chat_template is not None:
+        loaded.chat_template = chat_template
 
     with build_beside(out) as building, _datasets_speaks_through(console):
-        _say(console, f"Reading {source}")
-        texts = load_texts(source, source_revision, cache=building / "cache")
-        names, source_of = number_sources(texts["source"])
-        _say(console, f"Tokenising {len(texts):,} rows with {tokenizer}")
-        rows = texts.map(
-            _tokenise,
-            batched=True,
-            remove_columns=texts.column_names,
-            fn_kwargs={"tokenizer": encoder, "max_length": max_length},
-            num_proc=num_proc,
-            new_fingerprint="tokenised",  # the name of a cache that is used once; the default hashes the tokenizer
-            desc="Tokenising",
-        )
-        order, sources = _lay_out(rows, names, source_of)
-        _say(console, f"Writing {order.size:,} rows to {out}")
-        manifest = write_store(
-            building / STORE,
-            _in_order(rows, order),
-            sources=sources,
-            tokenizer=TokenizerInfo(
-                name=tokenizer,
-                fingerprint=tokenizer_fingerprint(encoder),
-                eos_token_id=encoder.eos_token_id,
-                pad_token_id=encoder.pad_token_id,
-            ),
-            template=TEMPLATE,
-            max_length=max_length,
-            prepared_from=source,
-        )
+        _say(console, f"Reading {shown} and tokenising with {tokenizer}")
+        parts = find_parts(named)
+        sources_of = dict(zip(parts, source_names(parts, by=reading.sources_by), strict=True))
+        rows = read_all(parts, source_revision, building / "cache")
+        columns, rows = find_columns(rows, reading)
+        if columns is None:
+            needed = ", ".join(reading.named.needed.values())
+            raise DataError(f"{shown} has no rows: give data with the columns {needed}")
+        if columns.messages:
+            _say(console, f"Rows are conversations, in the column {columns.messages!r}")
+        encoder = _encoder(loaded, columns, reading, max_length)
+        format_version = 2 if isinstance(encoder, ChatEncoder) else 1
+        with Spill(building / "rows", format_version=format_version) as spill:
+            filling = Filling(spill, columns, sources_of, reading)
+            with Progress(*_BAR, console=console, disable=not console.is_terminal, transient=True) as progress:
+                bar = progress.add_task("Tokenising", total=None)
+                filling.fill(rows, encoder, num_proc, lambda: progress.update(bar, completed=len(spill)))
+            if filling.refused:
+                _say(console, f"{filling.refused:,} rows were refused, and are dropped")
+            sources = spill.sources()
+            _say(console, f"Writing {len(spill):,} rows to {out}")
+            manifest = write_store(
+                building / STORE,
+                spill.batches(),
+                sources=sources,
+                tokenizer=TokenizerInfo(
+                    name=tokenizer,
+                    fingerprint=tokenizer_fingerprint(loaded),
+                    eos_token_id=loaded.eos_token_id,
+                    pad_token_id=loaded.pad_token_id,
+                ),
+                template=encoder.name,
+                max_length=max_length,
+                prepared_from=shown,
+                format_version=format_version,
+            )
         publish(building / STORE, out, overwrite=overwrite)
     return manifest
 
@@ -127,59 +148,16 @@ def print_summary(manifest: Manifest, console: Console) -> None:
     console.print(table)
 
 
-def _tokenise(texts: pa.Table, *, tokenizer: PreTrainedTokenizerFast, max_length: int) -> pa.Table:
-    """Token ids and prompt lengths of a batch; a row to drop is one whose ids don't go past its prompt."""
-    instructions = [text or "" for text in texts["instruction"].to_pylist()]
-    outputs = [text or "" for text in texts["output"].to_pylist()]
-    prompts = encode_prompts(tokenizer, instructions, template=TEMPLATE)
-    answers = encode_answers(tokenizer, outputs)
-    rows = [
-        (prompt + answer)[:max_length] if instruction.strip() and output.strip() else []
-        for prompt, answer, instruction, output in zip(prompts, answers, instructions, outputs, strict=True)
-    ]
-    return pa.table(
-        {
-            "input_ids": pa.array(rows, type=pa.list_(pa.int32())),
-            "num_prompt_tokens": pa.array([len(prompt) for prompt in prompts], type=pa.int32()),
-        }
-    )
-
-
-def _lay_out(
-    rows: datasets.Dataset, names: list[str], source_of: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.int64], tuple[SourceInfo, ...]]:
-    """Which rows the store holds, in its order, int64 [rows of the store], and its sources.
-
-    Raises:
-        DataError: nothing is left of a source.
-    """
-    num_tokens = pc.list_value_length(rows["input_ids"]).to_numpy()
-    kept = np.flatnonzero(num_tokens > rows["num_prompt_tokens"].to_numpy())
-    order = kept[np.argsort(source_of[kept], kind="stable")]
-    num_rows = np.bincount(source_of[order], minlength=len(names))
-    tokens = np.bincount(source_of[order], weights=num_tokens[order], minlength=len(names))
-    dropped = np.bincount(source_of, minlength=len(names)) - num_rows
-    if not num_rows.all():
-        gone = int(np.argmin(num_rows))
-        raise DataError(
-            f"source {names[gone]!r} has {dropped[gone]} rows and all would be dropped, as instruction or output is "
-            "blank or no answer token fits max_length: raise it, or leave the source out"
+def _encoder(
+    tokenizer: PreTrainedTokenizerFast, columns: Columns, reading: Reading, max_length: int
+) -> PromptEncoder | ChatEncoder:
+    if columns.messages or reading.template == "chat":
+        return ChatEncoder(tokenizer, max_length=max_length, system=reading.system, train_on=reading.train_on)
+    if reading.system is not None:
+        raise ConfigError(
+            f"the template {reading.template!r} takes no system prompt: leave it out, or give --template chat"
         )
-    return order, tuple(
-        SourceInfo(name=name, rows=num_rows[i], mean_tokens=tokens[i] / num_rows[i], dropped=dropped[i])
-        for i, name in enumerate(names)
-    )
-
-
-def _in_order(rows: datasets.Dataset, order: npt.NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
-    """The store's record batches."""
-    with datasets.utils.tqdm(total=order.size, desc="Writing", unit=" rows") as bar:
-        for start in range(0, order.size, _ROWS_PER_BATCH):
-            numbers = order[start : start + _ROWS_PER_BATCH]
-            table = rows[numbers]
-            columns = [table["input_ids"].combine_chunks(), table["num_prompt_tokens"].combine_chunks()]
-            yield pa.record_batch([*columns, pa.array(numbers)], schema=ROWS_SCHEMA)
-            bar.update(numbers.size)
+    return PromptEncoder(tokenizer, template=reading.template, max_length=max_length)
 
 
 @contextmanager

@@ -237,7 +237,7 @@ def test_batches_and_processes_leave_the_store_alone(
 ) -> None:
     reference = run(source, tmp_path / "a", tokenizer)
     assert run(source, tmp_path / "b", tokenizer, num_proc=2) == reference
-    monkeypatch.setattr(prepare_module, "_ROWS_PER_BATCH", 2)
+    monkeypatch.setattr("selector_server.spill.ROWS_PER_BATCH", 2)
     cut_finer = run(source, tmp_path / "c", tokenizer)
     assert cut_finer.fingerprint == reference.fingerprint
     assert cut_finer.rows_bytes > reference.rows_bytes
@@ -278,17 +278,18 @@ def row(**changes: Any) -> str:
         (
             "rows.jsonl",
             row() + "{oops\n",
-            r"rows.jsonl can't be read \(JSON parse error.*\): repair it or leave it out$",
+            r"rows.jsonl can't be read \(JSON parse error in line 2: .*\): repair it or leave it out$",
         ),
         ("rows.jsonl.gz", cut_gzip, r"can't be read \(Compressed file ended.*\): repair it"),
         ("rows.parquet", broken_parquet, r"can't be read \(.*\): repair it"),
         (
             "rows.jsonl",
             '{"source": "a", "question": "q", "answer": "x"}\n',
-            r"has the columns source, question, answer, it lacks instruction, output: .*rename or add them$",
+            r"has the columns source, question, answer, it lacks instruction, output: name them, perhaps "
+            r"--instruction-column question --output-column answer$",
         ),
-        ("rows.jsonl", row(output=7), r"column 'output' of .* holds int64, prepare needs text: convert it$"),
-        ("rows.jsonl", row(instruction=["q"]), r"column 'instruction' of .* holds List, prepare needs text"),
+        ("rows.jsonl", row(output=7), r"column 'output' of .* holds int, prepare needs text: convert it$"),
+        ("rows.jsonl", row(instruction=["q"]), r"column 'instruction' of .* holds list, prepare needs text"),
         ("rows.jsonl", row() + row(output=7), r"column 'output' of .* prepare needs text"),
         ("rows.jsonl", row(source=None) + row(), r"row 0 has no source \(None\): name the source of every row$"),
         ("rows.jsonl", row() + row(source=" "), r"row 1 has no source \(' '\): name the source of every row$"),
@@ -369,7 +370,11 @@ def test_a_full_disk_says_so_and_leaves_nothing(
                 raise datasets.exceptions.DatasetGenerationError("An error occurred") from error
             raise
 
-    monkeypatch.setattr(*((datasets, "load_dataset") if wrapped else (prepare_module, "write_store")), full)
+    if wrapped:
+        monkeypatch.setattr(datasets, "load_dataset", full)
+        source = "someone/something"
+    else:
+        monkeypatch.setattr(prepare_module, "write_store", full)
     message = r"no room for a store at .*store, \d+ MiB are left there: .*make room or choose another disk"
     refused(tmp_path, DataError, message, lambda out: run(source, out, tokenizer))
 
