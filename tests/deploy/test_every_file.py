@@ -23,8 +23,10 @@ CHECKED = {
     "deepspeed/*.json": "test_launch_configs.py",
     "**/*.toml": "here",
     "examples/*.py": "../e2e/test_examples.py",
-    "constraints.*": "`make`, which installs from them",
-    "**/*.md": "people",
+    "constraints*": "`make`, which installs from them",
+    "**/*.md": "../unit/test_documentation.py",
+    "docs/draw.py": "../unit/test_documentation.py",
+    "docs/*.svg": "../unit/test_documentation.py",
     "images/*": "people",
 }
 
