@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from selector_server.reading_arguments import add_reading_arguments
-from shared.cli import add_config_argument, make_console, read_config, run_command
+from shared.cli import (
+    add_completion_argument,
+    add_config_argument,
+    make_console,
+    print_completion,
+    read_config,
+    run_command,
+)
 from shared.errors import ConfigError
 from shared.metric_list import add_metrics_arguments, print_metrics
 
@@ -75,6 +82,9 @@ def main() -> None:
     )
     certs.add_argument("--days", type=int, default=30, help="how long they are valid (default %(default)s)")
 
+    completion = commands.add_parser("completion", help="print a script by which a shell completes this command")
+    add_completion_argument(completion, of=parser)
+
     bench = commands.add_parser("bench", help="measure this machine: speed, or how well sub-batches match")
     bench.add_argument(
         "name",
@@ -90,7 +100,7 @@ def main() -> None:
     )
 
     arguments, rest = parser.parse_known_args()
-    for name, command in (("prepare", prepare), ("certs", certs), ("metrics", metrics)):
+    for name, command in (("prepare", prepare), ("certs", certs), ("metrics", metrics), ("completion", completion)):
         if arguments.command == name and rest:
             command.error(f"unknown arguments: {' '.join(rest)}")
     sys.exit(run_command(lambda: _COMMANDS[arguments.command](arguments, rest)))
@@ -219,6 +229,7 @@ _COMMANDS = {
     "journal": _journal,
     "replay": _replay,
     "metrics": _metrics,
+    "completion": print_completion,
     "certs": _certs,
     "bench": _bench,
 }

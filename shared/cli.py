@@ -43,6 +43,19 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_completion_argument(parser: argparse.ArgumentParser, *, of: argparse.ArgumentParser) -> None:
+    """The options of `completion`, which prints the script of the command line `of`."""
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="for which shell")
+    parser.set_defaults(completed=of)
+
+
+def print_completion(arguments: argparse.Namespace, _rest: list[str]) -> None:
+    """Print the script that the arguments ask for."""
+    from shared.completion import completion_script
+
+    print(completion_script(arguments.completed, arguments.shell))
+
+
 def read_config(arguments: argparse.Namespace, rest: Sequence[str]) -> Config:
     """The configuration that a command's arguments name; from here on log lines look as it says."""
     config = load_config(arguments.config, list(rest))

@@ -6,7 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from shared.cli import add_config_argument, make_console, read_config, run_command
+from shared.cli import (
+    add_completion_argument,
+    add_config_argument,
+    make_console,
+    print_completion,
+    read_config,
+    run_command,
+)
 from shared.metric_list import add_metrics_arguments, print_metrics
 from train_client.bench.arguments import add_arguments as add_bench_arguments
 from train_client.evaluate.arguments import add_arguments as add_evaluate_arguments
@@ -52,8 +59,17 @@ def main() -> None:
     metrics = commands.add_parser("metrics", help="list every metric of a training job, by name")
     add_metrics_arguments(metrics)
 
+    completion = commands.add_parser("completion", help="print a script by which a shell completes this command")
+    add_completion_argument(completion, of=parser)
+
     arguments, rest = parser.parse_known_args()
-    for name, command in (("report", report), ("demo", demo), ("plan", plan), ("metrics", metrics)):
+    for name, command in (
+        ("report", report),
+        ("demo", demo),
+        ("plan", plan),
+        ("metrics", metrics),
+        ("completion", completion),
+    ):
         if arguments.command == name and rest:
             command.error(f"unknown arguments: {' '.join(rest)}")
     if arguments.command == "demo" and arguments.steps < _FEWEST_STEPS:
@@ -126,6 +142,7 @@ _COMMANDS = {
     "plan": _plan,
     "report": _report,
     "metrics": _metrics,
+    "completion": print_completion,
 }
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from pydantic.fields import FieldInfo
 import selector_server.metrics
 import train_client.metrics
 from shared.branch import Branch
-from shared.config import Config
+from shared.config_keys import branches, branches_in
 from shared.metric import Metric
 
 ROOT = Path(__file__).parents[2]
@@ -71,19 +71,6 @@ def meanings(branch: type[BaseModel]) -> Mapping[str, str]:
     return found
 
 
-def branches(of: type[BaseModel] = Config, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[Branch]]]:
-    """Every branch of the tree and where it is, in the order of the file."""
-    for name, field in of.model_fields.items():
-        for inner in _branches_in(field.annotation):
-            yield (*at, name), inner
-            yield from branches(inner, (*at, name))
-
-
-def _branches_in(annotation: Any) -> list[type[Branch]]:
-    kinds = (annotation, *get_args(annotation))
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Branch)]
-
-
 def _configuration() -> str:
     places: dict[type[Branch], list[str]] = {}
     for at, branch in branches():
@@ -105,7 +92,7 @@ def _configuration() -> str:
         said = meanings(branch)
         for key, field in branch.model_fields.items():
             variables = "<br>".join(f"`{_variable(name, key)}`" for name in names)
-            default = "see below" if _branches_in(field.annotation) and field.default else _default(field.default)
+            default = "see below" if branches_in(field.annotation) and field.default else _default(field.default)
             parts.append(f"| `{key}`<br>{variables} | {_takes(field)} | {default} | {_cell(said.get(key, ''))} |")
         parts.append("")
     return "\n".join(parts)

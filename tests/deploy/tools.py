@@ -27,6 +27,8 @@ _INSTALL = {
     "prometheus": f"{_DEBIAN} prometheus",
     "docker-compose": f"{_DEBIAN} docker-compose",
     "systemd-analyze": f"{_DEBIAN} systemd",
+    "zsh": f"{_DEBIAN} zsh",
+    "fish": f"{_DEBIAN} fish",
     "kubectl": "install kubectl 1.27 or newer",
 }
 

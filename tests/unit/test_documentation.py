@@ -14,7 +14,8 @@ import pytest
 
 from shared import errors
 from shared.config import Config
-from tests.contract.reference import branches, comments_above
+from shared.config_keys import branches
+from tests.contract.reference import comments_above
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "deploy" / "docs"
