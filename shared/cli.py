@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.config import Config, load_config
-from shared.errors import ConfigError, SubbatchError
+from shared.errors import ConfigError, SubbatchError, help_link
 from shared.json_log import log_as_json, logs_json
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def read_config(arguments: argparse.Namespace, rest: Sequence[str]) -> Config:
 def _tell(error: SubbatchError) -> None:
     """Say why a command ended, where its log lines go and as they look."""
     text = " ".join(str(error).split())
+    if link := help_link(error):
+        text = f"{text} (see {link})"
     if logs_json():
         logging.getLogger(__name__).critical("%s", text)
     else:

@@ -32,6 +32,8 @@ import grpc
 from shared.handshake import connection_trouble
 
 ERROR_KEY = "subbatch-error"
+# What outsiders read about an error; each kind has a heading of its own.
+HELP_PAGE = "deploy/docs/troubleshooting.md"
 # gRPC percent-encodes a message into a header and drops it, with the error's name, where headers exceed 8 KiB.
 _MAX_MESSAGE_BYTES = 2000
 
@@ -118,6 +120,12 @@ class TooSlowError(SubbatchError):
 
 class UnavailableError(SubbatchError):
     """The server didn't answer before the deadline."""
+
+
+def help_link(error: SubbatchError) -> str:
+    """Where the documentation explains this kind of error; empty for the base, which says no kind."""
+    kind = type(error)
+    return "" if kind is SubbatchError else f"{HELP_PAGE}#{kind.__name__.lower()}"
 
 
 _STATUS: dict[type[SubbatchError], grpc.StatusCode] = {

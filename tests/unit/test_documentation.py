@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared import errors
+from shared.cli import run_command
 from shared.config import Config
 from shared.config_keys import branches
 from tests.contract.reference import comments_above
@@ -66,9 +67,23 @@ def test_every_key_that_is_named_is_one_of_the_configuration(page: Path) -> None
             assert key in known.get(place, ()) or name in known, f"{name} is no key"
 
 
-def test_every_error_is_explained_under_its_own_heading() -> None:
-    kinds = {name.lower() for name, kind in vars(errors).items() if isinstance(kind, type) and name.endswith("Error")}
-    assert kinds - anchors(DOCS / "troubleshooting.md") == {"subbatcherror"}
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SubbatchError)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_an_error_ends_with_a_link_to_its_own_heading(
+    kind: type[errors.SubbatchError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise kind("3 is not 4: make it 4")
+
+    assert run_command(fail) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    if kind is errors.SubbatchError:  # a count of others, which were told
+        assert line == "error: 3 is not 4: make it 4"
+        return
+    page, _, anchor = line.removeprefix("error: 3 is not 4: make it 4 (see ").removesuffix(")").partition("#")
+    assert anchor in anchors(ROOT / page)
 
 
 def test_the_timeline_is_drawn_by_the_rules_of_today() -> None:
