@@ -25,8 +25,10 @@ class SubbatchTrainer(SubbatchMixin, Trainer):
 class ScriptArguments:
     """What this script takes beside TrainingArguments."""
 
-    config: str = field(metadata={"help": "the run's TOML file, which the selector reads, too"})
     model_path: str
+    config: str | None = field(
+        default=None, metadata={"help": "the run's TOML file, which the selector reads, too; else SUBBATCH_CONFIG's"}
+    )
     lora_rank: int = 128
 
 

@@ -26,8 +26,10 @@ class SubbatchSFTTrainer(SubbatchMixin, SFTTrainer):
 class ScriptArguments:
     """What this script takes beside SFTConfig."""
 
-    config: str = field(metadata={"help": "the run's TOML file, which the selector reads, too"})
     model_path: str
+    config: str | None = field(
+        default=None, metadata={"help": "the run's TOML file, which the selector reads, too; else SUBBATCH_CONFIG's"}
+    )
     lora_rank: int = 128
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from shared.dataset import Store
 from shared.records import Selection
 from shared.sampler import draw_large_batch
 from shared.wire import same_selection
+from tests.e2e.examples import EXAMPLES_BY_NAME, ROWS_AT_ONCE, Example, Job
 from tests.e2e.test_selections import LOOP, assert_same_selections, given
 from tests.support import Server, Trainer, World, journalled_selections, run_cli, write_config
 from train_client.train import make_model
@@ -95,3 +97,60 @@ def test_a_loop_goes_on_with_other_ranks_and_the_single_process_update(
     update = torch.cat([(before[name] - then_[name]).double().flatten() for name in expected])
     reference = torch.cat([gradient.flatten() for gradient in expected.values()])
     assert (update - reference).norm() / reference.norm() < 1e-5
+
+
+def on(ranks: int, example: Example) -> Example:
+    return replace(example, launcher=(*example.launcher[:-1], f"--nproc_per_node={ranks}"))
+
+
+def assert_nearly_the_same(one: Path, other: Path) -> None:
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "ranks", "then"), [("trainer", 4, 2), ("deepspeed-zero1", 2, 3)])
+def test_a_trainer_and_an_engine_go_on_with_other_ranks_where_they_stood(
+    world: World, tmp_path: Path, name: str, ranks: int, then: int
+) -> None:
+    example = EXAMPLES_BY_NAME[name]
+    pytest.importorskip(example.needs)
+    # Rows that no rounding decides, so that all steps can be compared.
+    path = a_config(tmp_path, world, pick="random")
+    log, whole, again = tmp_path / "job.log", tmp_path / "whole", tmp_path / "again"
+    with Server(path) as server:
+        given = {
+            "CONFIG": path,
+            "CLIENT__SELECTOR": server.address,
+            "TRAIN__MICRO_BATCH_SIZE": ROWS_AT_ONCE,
+        }
+        with Job(log, on(ranks, example).command(world.model, whole), **given) as job:
+            job.finish()
+        expected = journalled_selections(tmp_path / "journal")
+        again.mkdir()
+        (whole / "checkpoint-5").rename(again / "checkpoint-5")
+        if name != "trainer":
+            (again / "latest").write_text("checkpoint-5")
+            with pytest.raises(AssertionError, match=f"DP world size of {ranks} but the current world size is {then}"):
+                resume(log, on(then, example), world, again, given)
+            make_universal(again / "checkpoint-5", log)
+            example = replace(example, resume=("--resume", "--universal"))
+        resume(log, on(then, example), world, again, given)
+    after = journalled_selections(tmp_path / "journal")
+    assert_draws_are_those_of_the_seed(after, load_config(path))
+    assert_same_selections(after, expected)
+    assert_nearly_the_same(again, whole)
+
+
+def resume(log: Path, example: Example, world: World, output: Path, given: dict[str, object]) -> None:
+    with Job(log, example.command(world.model, output, resume=True), **given) as job:
+        job.finish()
+
+
+def make_universal(checkpoint: Path, log: Path) -> None:
+    folders = ("--input_folder", str(checkpoint), "--output_folder", f"{checkpoint}-universal")
+    with Job(log, ["-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state", *folders]) as job:
+        job.finish()
