@@ -24,6 +24,7 @@ from shared.dataset import Store
 from shared.errors import ModelError
 from shared.model import add_adapter, trainable_tensors
 from shared.pb.v1 import selector_pb2 as pb
+from shared.quantised import share_quantised
 from shared.records import RunInfo
 from shared.weights import decode_weights, tensor_specs
 from shared.wire import encode_selection
@@ -77,7 +78,8 @@ def model_of(base: Any, info: RunInfo) -> Any:
     if not info.selection.scores:
         return base
     shared_tensors = [*base.parameters(), *base.buffers()] if info.adapter_json else []
-    model = copy.deepcopy(base, {id(tensor): tensor for tensor in shared_tensors})
+    frozen = [*shared_tensors, *share_quantised(base)] if shared_tensors else []
+    model = copy.deepcopy(base, {id(each): each for each in frozen})
     trained = {spec.name for spec in info.trainable}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not info.adapter_json and name in trained)

@@ -49,6 +49,9 @@ class ModelConfig(Branch):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     # Transformers' implementation of attention.
     attention: Literal["sdpa", "eager"] = "sdpa"
+    # Hold the linear modules in 8 or 4 bits (LLM.int8, NF4), with bitsandbytes; `dtype` is what they compute with. For
+    # runs with an adapter. Trainers may differ: bases agree where their checkpoints do.
+    load_in: Literal["full", "8bit", "4bit"] = "full"
 
 
 class DataConfig(Branch):

@@ -21,8 +21,10 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from shared.adapter_settings import is_pattern, read_adapter_settings
+from shared.checkpoint import Checkpoint
 from shared.config import LoraSettings, ModelConfig
 from shared.errors import ConfigError, ModelError
+from shared.quantised import is_quantised, quantisation, share_quantised
 
 Whole: TypeAlias = Callable[[Tensor], AbstractContextManager[Tensor]]
 
@@ -41,17 +43,22 @@ def load_base_model(config: ModelConfig, device: torch.device) -> Any:
     if not config.path:
         raise ModelError("model.path is not set: give a hub id, a folder or a .gguf file")
     disable_progress_bar()
-    where, extra = config.path, {"revision": config.revision}
+    where, extra = config.path, dict[str, Any](revision=config.revision)
+    if config.load_in != "full":
+        extra |= {"quantization_config": quantisation(config), "device_map": {"": device}}
     if where.endswith(".gguf"):
         file = Path(where)
         if not file.is_file():
             raise ModelError(f"model.path {where} does not exist: give a hub id, a folder or a .gguf file")
-        where, extra = str(file.parent), {"gguf_file": file.name}
+        where, extra = str(file.parent), dict[str, Any](gguf_file=file.name)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             where, dtype=getattr(torch, config.dtype), attn_implementation=config.attention, **extra
         )
-        return model.to(device).eval()
+        if config.load_in == "full":
+            return model.to(device).eval()
+        share_quantised(model)
+        return model.eval()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
@@ -188,18 +195,27 @@ def base_fingerprint(model: Any, whole: Whole = nullcontext) -> dict[str, str]:
     """SHA-256 of the base parameters by dtype: as they are, and cast to bfloat16.
 
     Both sides compare the widest dtype that both have: two float32 loads must agree to the last bit, a float32 trainer
-    and a bfloat16 server after the cast that `from_pretrained` made.
+    and a bfloat16 server after the cast that `from_pretrained` made. Of a quantised base it is the checkpoint's,
+    which a base in full has, too, that was loaded from it.
 
     Args:
         model: With an adapter or without.
         whole: Gives a parameter's whole value while it is entered, where the model is sharded; each is entered once,
             sorted by name.
+
+    Raises:
+        ModelError: a quantised base whose checkpoint can't be found, or is quantised itself.
     """
     parameters = base_parameters(model)
-    own = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    checkpoint = Checkpoint(base) if is_quantised(base) else None
+    first = next(iter(parameters))
+    own_dtype = parameters[first].dtype if checkpoint is None else checkpoint.tensor(first).dtype
+    own = str(own_dtype).removeprefix("torch.")
     digests = {dtype: hashlib.sha256() for dtype in dict.fromkeys([own, "bfloat16"])}
     for name in sorted(parameters):
-        with whole(parameters[name]) as parameter:
+        value = whole(parameters[name]) if checkpoint is None else nullcontext(checkpoint.tensor(name))
+        with value as parameter:
             tensor = parameter.detach()
             for dtype, digest in digests.items():
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -208,6 +208,11 @@ def make_model(config: Config, device: torch.device) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora = config.train.lora
     if not lora:
+        if config.model.load_in != "full":
+            raise ConfigError(
+                f"model.load_in {config.model.load_in!r} holds weights that can't be trained, train.lora is false: "
+                "train an adapter, or set load_in to 'full'"
+            )
         return model.train().requires_grad_()
     return new_adapter(model, lora).train()
 

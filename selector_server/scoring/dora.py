@@ -13,6 +13,8 @@ from peft.tuners.lora.dora import DoraLinearLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from shared.errors import ModelError
+
 
 class ConstantNorms(nn.Module):  # type: ignore[misc]
     """What a `DoraLinearLayer` adds to its base layer's result, with the norms of one version of the weights."""
@@ -62,6 +64,22 @@ class Norms:
     def release(self) -> None:
         """Give the module PEFT's own layers back."""
         self._module.lora_magnitude_vector._modules |= self._own
+
+
+def require_unpacked(model: nn.Module) -> None:
+    """Refuse DoRA on weights that bitsandbytes has packed for a processor, whose norms PEFT gets wrong.
+
+    Raises:
+        ModelError: there is some.
+    """
+    for name, module in model.named_modules():
+        if Norms.are_in(module):
+            state = getattr(module.get_base_layer().weight, "quant_state", None)
+            if getattr(state, "packing_format_for_cpu", False):
+                raise ModelError(
+                    f"DoRA on {name}, whose weights are in 4 bits, packed for this processor: PEFT computes other "
+                    "norms from them than when it trains: score on a GPU, or set model.load_in to '8bit' or 'full'"
+                )
 
 
 def _dora_layers(module: Any) -> dict[str, DoraLinearLayer]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
+from selector_server.scoring.dora import require_unpacked
 from selector_server.scoring.economy import economise
 from selector_server.scoring.head import LogitMap, token_losses
 from selector_server.scoring.tail import Call, Penultimate, Tail, cast
@@ -46,7 +47,7 @@ class Split:
 
         Raises:
             ModelError: not such a model; fewer layers; no V projection in the last layer; LoRA that doesn't train it;
-                a model that trunk and tail don't reproduce.
+                a model that trunk and tail don't reproduce, or whose DoRA PEFT gets wrong here.
         """
         self._model = model.get_base_model() if isinstance(model, PeftModel) else model
         if not hasattr(self._model, "get_decoder") or self._model.get_output_embeddings() is None:
@@ -69,6 +70,7 @@ class Split:
         with self.quiet():
             self.tail = Tail(self.layers, self._find_modules_after(), self._head, width=self._head.weight.shape[1], v=v)
             self._verify()
+            require_unpacked(self._model)
             if v is not None and v.fused is not None and v.rows is not None:
                 self._verify_fused(v.fused, v.rows)
             self._economise()
@@ -154,7 +156,8 @@ class Split:
     def _verify(self) -> None:
         """Compare the tail's logits with the model's, in the model's own dtype, where they are equal bit for bit.
 
-        The tail in float32 is compared, too, where that is the model's dtype: DoRA is computed in another way there.
+        The tail in float32 is compared, too, where that is the model's dtype and nothing is quantised: DoRA is computed
+        in another way there.
         """
         sample = self._sample()
         # The class's forward: an instance's may have been wrapped in autocast by Accelerate.
@@ -168,7 +171,7 @@ class Split:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(f"{self._kind}: its last layer can't run alone in float32: {error}") from error
         maps = _logit_maps(self._config)
-        compared = found if expected.dtype == torch.float32 else found[1:]
+        compared = found if expected.dtype == torch.float32 and not self.tail.dense else found[1:]
         off = [max((logit_map(plain) - expected).abs().max().item() for plain in compared) for logit_map in maps]
         best, scale = min(range(len(maps)), key=off.__getitem__), expected.abs().max().item()
         if not off[best] <= max(1e-5, 4 * torch.finfo(expected.dtype).eps) * scale:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selector_server.scoring.dense import Dense
 from selector_server.scoring.dora import Norms
 from selector_server.scoring.head import Head, LogitMap
 from selector_server.scoring.v_projection import VProjection
@@ -60,6 +61,7 @@ class Tail:
         v_rows: V's rows of its weight; None for all.
         logit_map: What the model does after its head, such as a soft-cap; set it before `take`.
         head: The head as a matrix, and that.
+        dense: Its linear modules that are quantised in the model.
         running: What `hidden` is being called with, for modules that need to know.
     """
 
@@ -84,6 +86,7 @@ class Tail:
         self._pairs: dict[nn.Module, nn.Module] = {}
         self.layers = [self._copy(module) for module in layers]
         self._after, self._last = [self._copy(module) for module in after], self._copy(head)
+        self.dense = Dense(self._pairs)
         self._norms = [Norms(twin) for twin in self._pairs.values() if Norms.are_in(twin)]
         self.v: nn.Module | None = None if v is None else self.layers[-1].get_submodule(v.module)
         self.v_rows = None if v is None else v.rows
@@ -96,6 +99,7 @@ class Tail:
         for module, twin in self._pairs.items():
             twin._parameters = {n: p if p is None else cast(p.detach(), dtype) for n, p in module._parameters.items()}
             twin._buffers = {n: b if b is None else cast(b.detach(), dtype) for n, b in module._buffers.items()}
+        self.dense.use(dtype)
         for norms in self._norms:
             norms.release() if dtype is None else norms.hold()
         self.head = Head.of(self._last, self._width, self.logit_map)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-_NAMES = ("overlap", "push", "telemetry")
+_NAMES = ("overlap", "push", "deltas", "telemetry")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, apart from `--branch.key VALUE`."""
-    parser.add_argument("name", choices=_NAMES, help="what selection costs the trainers, a push, metrics and traces")
+    parser.add_argument(
+        "name", choices=_NAMES, help="what selection costs the trainers, a push, deltas, metrics and traces"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for result.json and pictures")
     parser.add_argument("--quick", action="store_true", help="under five minutes on two cores")
     overlap = parser.add_argument_group("overlap")
