@@ -47,6 +47,9 @@ def test_64_ranks_receive_200_selections_each_in_order_and_those_that_do_not_rea
     order = Order(ranks=64, steps=200, lookahead=8, reports=True, sub_batch=1024, idle=16)
     measured = measure(order)
     assert measured.content == content(order)
+    # Everything once per rank, and little beside it: what a fan-out behind a server would have to pay for.
+    assert measured.received_bytes is not None
+    assert 1.0 < measured.received_bytes / (64 * 200 * 24 * 1024) < 1.1
     unread = 16 * 200 * 24 * 1024
     assert growth(measured) < unread / 2
 
@@ -80,7 +83,8 @@ def test_the_benchmark_prints_and_writes_what_it_found(tmp_path: Path, monkeypat
     def made_up(order: Order) -> Measured:
         delay_ms = np.full((order.ranks, order.steps), float(order.ranks))
         delay_ms[: order.idle] = 1e9  # whoever doesn't read says nothing about the server
-        return Measured(100 << 20, (100 + order.ranks) << 20, order.ranks * order.steps / 4321.0, delay_ms, "")
+        seconds = delay_ms.size / 4321.0
+        return Measured(100 << 20, (100 + order.ranks) << 20, seconds, delay_ms, "", 5432 * delay_ms.size)
 
     monkeypatch.setattr(command, "measure", made_up)
     console = Console(record=True, width=160)
@@ -90,6 +94,7 @@ def test_the_benchmark_prints_and_writes_what_it_found(tmp_path: Path, monkeypat
     assert [row["messages_per_s"] for row in result["measured"].values()] == pytest.approx([4321] * 5)
     assert result["measured"]["reports, 512 ranks"]["delay_ms_p95"] == 512
     assert result["measured"]["idle, 8 of 16 ranks"]["delay_ms_p95"] == 16
+    assert {row["selection_bytes"] for row in result["measured"].values()} == {5432}
     assert "memory at 512 ranks 5.67 × that at 8" in console.export_text()
     assert (tmp_path / "subscribers.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,16 +1,21 @@
 """All ranks of a measurement, in one process: `python -m selector_server.bench.subscribers.clients ADDRESS ORDER OUT`.
 
 Each has a connection, a stream and a report of its own, and takes what comes only if it is the next step. When every
-rank has everything, `OUT` holds when each selection arrived, unix ns, int64 [ranks, steps], and what is printed is a
-hash of each rank's selections, in the order in which they came.
+rank has everything, `OUT` holds when each selection arrived, unix ns, int64 [ranks, steps], and what is printed are a
+hash of each rank's selections, in the order in which they came, and what all connections have received.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import json
+import os
+import socket
+import struct
+import sys
 from pathlib import Path
 from time import time_ns
 
@@ -27,6 +32,8 @@ from shared.transport import CLIENT_OPTIONS
 
 # Else all channels to one address would share a connection.
 _OPTIONS = [*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+# Of Linux's `struct tcp_info`.
+_TCP_INFO_BYTES, _BYTES_RECEIVED_AT = 256, 128
 
 
 class Subscriber:
@@ -67,8 +74,11 @@ class Subscriber:
             raise WireError(f"rank {self._rank} got {self._completed} of {self._order.steps} selections")
         if reporting:
             await reporting
-        await self._channel.close()
         return self._hash.hexdigest()
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._channel.close()
 
     async def hold_nobody_back(self) -> None:
         """Report every step as trained, though nothing is read."""
@@ -89,8 +99,8 @@ class Subscriber:
         )
 
 
-async def receive(order: Order, address: str) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Open the run and receive all of it on every rank: hashes, and times of arrival [ranks, steps]."""
+async def receive(order: Order, address: str) -> tuple[list[str], npt.NDArray[np.int64], int | None]:
+    """Open the run and receive all of it on every rank: hashes, times of arrival [ranks, steps], and bytes."""
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
         stub = selector_pb2_grpc.SelectorServiceStub(channel)
         await stub.OpenRun(pb.OpenRunRequest(run=run_to_pb(order.info), open_id="bench"), wait_for_ready=True)
@@ -101,7 +111,23 @@ async def receive(order: Order, address: str) -> tuple[list[str], npt.NDArray[np
     if order.reports:
         await asyncio.gather(*(rank.hold_nobody_back() for rank in idle))
     hashes = await asyncio.gather(*(rank.run() for rank in reading))
-    return [*await asyncio.gather(*(rank.run() for rank in idle)), *hashes], arrived
+    hashes = [*await asyncio.gather(*(rank.run() for rank in idle)), *hashes]
+    received = received_bytes(int(address.rpartition(":")[2]))
+    await asyncio.gather(*(rank.close() for rank in ranks))
+    return hashes, arrived, received
+
+
+def received_bytes(port: int) -> int | None:
+    """What this process has received on all connections to a port, as TCP's payload; None where nobody counts it."""
+    if not sys.platform.startswith("linux"):
+        return None
+    received = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as connection:
+            if connection.getpeername()[1] == port:
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+                received += struct.unpack_from("Q", info, _BYTES_RECEIVED_AT)[0]
+    return received
 
 
 def main() -> None:
@@ -111,9 +137,9 @@ def main() -> None:
     parser.add_argument("order", type=Order.from_json)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    hashes, arrived = asyncio.run(receive(arguments.order, arguments.address))
+    hashes, arrived, received = asyncio.run(receive(arguments.order, arguments.address))
     np.save(arguments.out, arrived)
-    print(json.dumps(hashes))  # noqa: T201 - the answer
+    print(json.dumps({"hashes": hashes, "received_bytes": received}))  # noqa: T201 - the answer
 
 
 if __name__ == "__main__":

@@ -59,12 +59,14 @@ def compare(*, out: Path, quick: bool, console: Console) -> dict[str, Any]:
 
 
 def _summary(order: Order, measured: Measured) -> dict[str, Any]:
+    received = measured.received_bytes
     p50, p95 = np.quantile(_steady(order, measured), [0.5, 0.95]).tolist()
     return {
         "ranks": order.ranks,
         "idle": order.idle,
         "steps": order.steps,
         "messages_per_s": measured.messages_per_s,
+        "selection_bytes": None if received is None else received / order.ranks / order.steps,
         "delay_ms_p50": p50,
         "delay_ms_p95": p95,
         "server_start_bytes": measured.server_start_bytes,
@@ -83,7 +85,8 @@ def _table(result: Mapping[str, Any]) -> Table:
         title="Selections to many ranks; every rank got every one, once and in order"
         + (f"; memory at {_MANY} ranks {ratio:.2f} × that at {_FEW}" if ratio else "")
     )
-    for heading in ("", "selections", "received / s", "delay p50, ms", "p95", "server's peak, MiB", "before the run"):
+    measures = ("selections", "bytes each", "received / s", "delay p50, ms", "p95")
+    for heading in ("", *measures, "server's peak, MiB", "before the run"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, row in result["measured"].items():
         peak, start = (
@@ -91,7 +94,8 @@ def _table(result: Mapping[str, Any]) -> Table:
             for key in ("server_peak_bytes", "server_start_bytes")
         )
         delays = (f"{row['delay_ms_p50']:.1f}", f"{row['delay_ms_p95']:.1f}")
-        table.add_row(name, str(row["steps"]), f"{row['messages_per_s']:,.0f}", *delays, peak, start)
+        size = "unknown" if row["selection_bytes"] is None else f"{row['selection_bytes']:,.0f}"
+        table.add_row(name, str(row["steps"]), size, f"{row['messages_per_s']:,.0f}", *delays, peak, start)
     return table
 
 

@@ -28,6 +28,8 @@ class Measured:
         seconds: From the first selection's being durable to the last one's arrival.
         delay_ms: From durable to received, float64 [ranks, steps]; on one machine both clocks are the same.
         content: A hash of all selections in their order, which every rank has received.
+        received_bytes: What the ranks' connections received together, without the headers of TCP and IP; None where the
+            system doesn't tell it, Linux does.
     """
 
     server_start_bytes: int | None
@@ -35,6 +37,7 @@ class Measured:
     seconds: float
     delay_ms: npt.NDArray[np.float64]
     content: str
+    received_bytes: int | None
 
     @property
     def messages_per_s(self) -> float:
@@ -70,7 +73,8 @@ def measure(order: Order) -> Measured:
                 f"subscribers ended with {client.returncode}, their server with {server.returncode}: see above"
             )
         arrived = np.load(out)
-    content, *others = set(json.loads(client.stdout))
+    received = json.loads(client.stdout)
+    content, *others = set(received["hashes"])
     if others:
         raise SelectionError(f"{order.ranks} ranks received {1 + len(others)} different runs")
     told = json.loads(said)
@@ -81,4 +85,5 @@ def measure(order: Order) -> Measured:
         seconds=(arrived.max() - durable.min()) / 1e9,
         delay_ms=(arrived - durable) / 1e6,
         content=content,
+        received_bytes=received["received_bytes"],
     )
