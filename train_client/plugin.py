@@ -43,6 +43,7 @@ from shared.records import Fingerprints, PhaseTimes, RunInfo, Selection, TensorS
 from shared.rowloss import row_losses
 from shared.tokenizer import tokenizer_fingerprint
 from shared.weights import specs_in, tensor_specs
+from train_client.buckets import settle_buckets
 from train_client.figures import Figures
 from train_client.gradient_match import GradientMatch
 from train_client.guard import Guard
@@ -187,6 +188,7 @@ class SubbatchPlugin:
         )
         self._accumulate()
         self._guard: Guard | None = None
+        self._is_settled = False
         self._cursor = 0
         self._step: Step | None = None
         self._losses: list[Tensor] = []
@@ -323,6 +325,9 @@ class SubbatchPlugin:
                 f"step {batch.step}: the loss is asked of another model than accelerator.prepare or "
                 "deepspeed.initialize gave, so its gradients would not be averaged over the ranks: pass that one"
             )
+        if not self._is_settled:
+            settle_buckets(model)
+            self._is_settled = True
         return self.loss_from_logits(model(**batch, use_cache=False).logits, batch)
 
     def loss_from_logits(self, logits: Tensor, batch: SubBatch) -> Tensor:
