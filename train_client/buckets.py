@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 
-class _EveryParameter(torch.nn.Module):
+class _EveryParameter(torch.nn.Module):  # type: ignore[misc]
     """Depends on all that is trained, and on no row."""
 
     def __init__(self, trained: list[Tensor]) -> None:

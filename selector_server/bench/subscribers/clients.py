@@ -122,9 +122,11 @@ def received_bytes(port: int) -> int | None:
     if not sys.platform.startswith("linux"):
         return None
     received = 0
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as connection:
-            if connection.getpeername()[1] == port:
+    for number in map(int, os.listdir("/proc/self/fd")):
+        # What isn't a connected socket, or is closed already by now, is none of those.
+        with contextlib.suppress(OSError), socket.fromfd(number, socket.AF_INET, socket.SOCK_STREAM) as connection:
+            domain = connection.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+            if domain in (socket.AF_INET, socket.AF_INET6) and connection.getpeername()[1] == port:
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
                 received += struct.unpack_from("Q", info, _BYTES_RECEIVED_AT)[0]
     return received
