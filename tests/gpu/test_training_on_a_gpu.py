@@ -35,7 +35,7 @@ def _device() -> None:
 def command(kind: str, config: Path, world: World, output: Path) -> tuple[str, ...]:
     """How a job of this kind is started."""
     own = ("--config", str(config), "--output", str(output))
-    if kind == "loop-bf16":
+    if kind in ("loop-bf16", "4bit", "8bit"):
         overrides = ("--train.output", str(output), "--train.mixed_precision", "bf16")
         return "-m", "train_client", "train", "--config", str(config), *overrides
     if kind.startswith("zero"):
@@ -45,18 +45,19 @@ def command(kind: str, config: Path, world: World, output: Path) -> tuple[str, .
     return str(EXAMPLES / "hf_trainer.py"), *hf, "--bf16", *TRAINING_ARGUMENTS
 
 
-@pytest.mark.parametrize("kind", ["loop-bf16", "zero2", "zero3", "trainer-bf16"])
+@pytest.mark.parametrize("kind", ["loop-bf16", "zero2", "zero3", "trainer-bf16", "4bit", "8bit"])
 @pytest.mark.parametrize("server_dtype", ["float32", "bfloat16"])
 def test_a_job_on_a_gpu_trains_on_selections_that_its_own_weights_scored(
     world: World, tmp_path: Path, kind: str, server_dtype: str
 ) -> None:
-    if kind.startswith("zero") and not find_spec("deepspeed"):
-        pytest.skip("the extra `deepspeed` is not installed")
+    extra = "deepspeed" if kind.startswith("zero") else "bitsandbytes" if kind.endswith("bit") else None
+    if extra and not find_spec(extra):
+        pytest.skip(f"the extra `{extra}` is not installed")
     config = write_config(
         tmp_path,
         world,
         run={"num_steps": STEPS},
-        model={"dtype": server_dtype},
+        model={"dtype": server_dtype, "load_in": kind if kind.endswith("bit") else "full"},
         server={"device": "cuda", "retain_weights": 99},
         train={"device": "auto"},
     )
