@@ -133,6 +133,25 @@ def test_an_example_that_is_killed_and_resumed_trains_what_the_reference_loop_tr
     assert_same(config.parent / "journal", name, tmp_path / "adapter_model.safetensors", expected)
 
 
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["trainer", "sft"])
+def test_a_trainer_on_hosts_without_the_store_trains_what_the_reference_loop_trains(
+    world: World, tmp_path: Path, reference: Reference, name: str
+) -> None:
+    example, run = EXAMPLES_BY_NAME[name], f"{name}-records"
+    if not find_spec(example.needs):
+        pytest.skip(f"{example.needs} is not installed")
+    lines = reference.config.read_text().splitlines(keepends=True)
+    (config := tmp_path / "run.toml").write_text("".join(line for line in lines if not line.startswith("store =")))
+    given = settings(config, run, reference.server) | {"CLIENT__PAYLOAD": "records"}
+    with Job(tmp_path / "job.log", example.command(world.model, tmp_path), **given) as job:
+        job.kill_once_there_is(tmp_path / example.checkpoint)
+    with Job(tmp_path / "job.log", example.command(world.model, tmp_path, resume=True), **given) as job:
+        job.finish()
+    assert_same(reference.config.parent / "journal", run, tmp_path / "adapter_model.safetensors", reference)
+
+
 def undisturbed(example: Example, world: World, folder: Path, config: Path, name: str, server: Server) -> Reference:
     """What an example makes of a run that nobody kills."""
     folder.mkdir()

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.e2e.test_bad_input import assert_refused
+from tests.e2e.test_selections import assert_same_weights
 from tests.support import Server, Trainer, World, run_cli, write_config
 
 TRAINED = ("step", "weights_version", "loss", "rows", "weights", "gains", "num_tokens", "skipped", "learning_rate")
@@ -116,3 +117,33 @@ def test_what_needs_a_store_is_refused_by_name_where_rows_are_sent(world: World,
     assert_refused(checks, "train.gradient_check_every", "client.payload")
     for key, value in (("client.selector", "inline"), ("client.on_unavailable", "sample")):
         assert_refused(run_cli("train_client", *train, f"--{key}", value), "payload", "indices")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["zero3", "native-zero3", "fsdp2"])
+def test_a_model_in_shards_trains_by_records_as_by_index(world: World, tmp_path: Path, kind: str) -> None:
+    if kind != "fsdp2":
+        pytest.importorskip("deepspeed")
+    config = write_config(
+        tmp_path,
+        world,
+        data={"heldout_store": world.heldout},
+        run={"num_steps": 4},
+        selection={"sub_batch_size": 5},
+        train={"lora": {"rank": 4, "dropout": 0.0}},
+    )
+    with Server(config) as server:
+        for payload, file in (("indices", config), ("records", without_store(config))):
+            with Trainer(
+                file,
+                f"--sharding.kind={kind}",
+                "--sharding.clip=1.0",
+                f"--client.selector={server.address}",
+                f"--client.payload={payload}",
+                f"--run.name={payload}",
+                f"--train.output={tmp_path / payload}",
+                script=Path(__file__).with_name("sharded_loop.py"),
+                ranks=2,
+            ) as trainer:
+                trainer.finish()
+    assert_same_weights(tmp_path / "records", tmp_path / "indices")

@@ -23,12 +23,15 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from selector_server.bench.subscribers.order import RUN, Order
+from selector_server.bench.subscribers.order import RUN, VOCABULARY, Order
 from shared.convert import run_to_pb
 from shared.errors import WireError
+from shared.partition import deal
 from shared.pb.v1 import selector_pb2 as pb
 from shared.pb.v1 import selector_pb2_grpc
+from shared.rows_wire import decode_rows
 from shared.transport import CLIENT_OPTIONS
+from shared.wire import decode_selection
 
 # Else all channels to one address would share a connection.
 _OPTIONS = [*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
@@ -45,10 +48,17 @@ class Subscriber:
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = selector_pb2_grpc.SelectorServiceStub(self._channel)
         self._stream = self._stub.StreamSelections(
-            pb.StreamSelectionsRequest(run=RUN, incarnation=1, rank=rank, from_step=0), wait_for_ready=True
+            pb.StreamSelectionsRequest(
+                run=RUN,
+                incarnation=1,
+                rank=rank,
+                from_step=0,
+                payload=pb.PAYLOAD_RECORDS if order.records else pb.PAYLOAD_INDICES,
+            ),
+            wait_for_ready=True,
         )
         self._hash = hashlib.sha256()
-        self._completed = self._reported = 0
+        self._completed = self._reported = self._lacking = 0
         self._moved = asyncio.Event()
 
     async def subscribed(self) -> None:
@@ -68,6 +78,8 @@ class Subscriber:
             if message.step != step:
                 raise WireError(f"rank {self._rank} got step {message.step} where {step} was next")
             self._hash.update(message.arrow)
+            if not self._is_whole(message):
+                continue
             self._completed += 1
             self._moved.set()
         if self._completed != self._order.steps:
@@ -75,6 +87,18 @@ class Subscriber:
         if reporting:
             await reporting
         return self._hash.hexdigest()
+
+    def _is_whole(self, message: pb.SelectionMessage) -> bool:
+        """Whether a message is the last of its step."""
+        if not self._order.records:
+            return True
+        if message.arrow:
+            num_tokens = decode_selection(message.arrow).num_tokens
+            self._lacking = len(deal(num_tokens, world_size=self._order.ranks)[self._rank].distinct)
+        else:
+            index, _ = decode_rows(message.rows, max_token_id=VOCABULARY - 1)
+            self._lacking -= len(index)
+        return self._lacking == 0
 
     async def close(self) -> None:
         """End the connection."""

@@ -2,7 +2,7 @@
 
 The server is one process, all subscribers another, on one machine. `reports` are runs as trainers make them: a step is
 selected once every rank has reported, so the delay is that of one selection to all. `streams` sends as fast as it can.
-`idle` holds half of the streams open without reading.
+`idle` holds half of the streams open without reading. `records` sends each rank its rows, too.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ def orders(*, quick: bool) -> dict[str, Order]:
         f"idle, {_FEW} of {2 * _FEW} ranks": Order(
             2 * _FEW, _IDLE_STEPS, lookahead=_IDLE_STEPS, reports=False, sub_batch=_IDLE_ROWS, idle=_FEW
         ),
+        **{
+            f"reports and records, {n} ranks": Order(n, reported, lookahead=1, reports=True, records=True)
+            for n in counts
+        },
     }
 
 
@@ -53,7 +57,7 @@ def compare(*, out: Path, quick: bool, console: Console) -> dict[str, Any]:
     few, many = (found[f"streams, {n} ranks"]["server_peak_bytes"] for n in (_FEW, _MANY))
     result = {"quick": quick, "measured": found, "memory_ratio": many / few if few and many else None}
     console.print(_table(result))
-    draw({name: ms for name, ms in delays.items() if name.startswith("reports")}, out / "subscribers.png")
+    draw({name: ms for name, ms in delays.items() if name.startswith("reports,")}, out / "subscribers.png")
     write_result(out, result)
     return result
 

@@ -10,6 +10,7 @@ from shared.selection_config import SelectionConfig
 from shared.timing import Timing
 
 RUN = "subscribers"
+VOCABULARY = 8
 FINGERPRINTS = Fingerprints(dataset="random", tokenizer="none")
 
 
@@ -25,6 +26,7 @@ class Order:
         sub_batch: Rows of a selection, half of its large batch; each takes 24 bytes on the wire.
         idle: Of the ranks, how many open a stream and read nothing until all others have everything; where there are
             reports, they say that they have trained every step.
+        records: Whether each rank is sent the rows of its share, too, of MathInstruct's lengths.
     """
 
     ranks: int
@@ -33,6 +35,7 @@ class Order:
     reports: bool
     sub_batch: int = 64
     idle: int = 0
+    records: bool = False
 
     def to_json(self) -> str:
         """As a command line takes it."""

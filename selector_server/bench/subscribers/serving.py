@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from selector_server.bench.peak_memory import reset_peak, resident_bytes
-from selector_server.bench.subscribers.order import FINGERPRINTS, Order
+from selector_server.bench.subscribers.order import FINGERPRINTS, VOCABULARY, Order
 from selector_server.bench.workload import make_store
 from selector_server.host import Host
 from selector_server.journal import Journal
@@ -45,7 +45,7 @@ class TimedJournal(Journal):
 async def serve(order: Order, folder: Path) -> int | None:
     """Serve one run until the input ends; the resident memory before it."""
     TimedJournal.durable_unix_ns = {}
-    store = make_store(num_rows=4 * order.sub_batch, vocab_size=8)
+    store = make_store(num_rows=4 * order.sub_batch, vocab_size=VOCABULARY)
     config = ServerConfig(port=0)
     # Of a model that doesn't score, only the device is asked for.
     build = partial(build_engine, torch.nn.Linear(1, 1), store)
