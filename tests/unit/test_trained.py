@@ -40,6 +40,8 @@ def test_another_adapter_that_is_trained_from_now_on_is_told_of() -> None:
     before = trained.now()
     model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
     model.set_adapter("other")
+    for name, parameter in model.named_parameters():  # PEFT 0.18 leaves modules_to_save of the one before trained
+        parameter.requires_grad_(".other." in name)
     require_same_as_told_anew(trained, model)
     assert trained.now().keys() != before.keys()
 

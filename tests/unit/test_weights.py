@@ -48,6 +48,7 @@ def a_phi(seed: int = 0) -> PhiForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=64,
+        pad_token_id=0,
     )
     return PhiForCausalLM(config).eval()
 
