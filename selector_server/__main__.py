@@ -10,8 +10,12 @@ from typing import Any
 
 from selector_server.reading_arguments import add_reading_arguments
 from shared.cli import (
+    EXIT_ERROR,
+    EXIT_USAGE,
     add_completion_argument,
     add_config_argument,
+    add_dry_run_argument,
+    dry_run,
     make_console,
     print_completion,
     read_config,
@@ -41,6 +45,7 @@ def main() -> None:
     prepare.add_argument("--overwrite", action="store_true", help="replace a store that is there already")
 
     serve = commands.add_parser("serve", help="select sub-batches for trainers")
+    add_dry_run_argument(serve)
     add_config_argument(serve)
 
     status = commands.add_parser("status", help="show what a running server is doing")
@@ -103,7 +108,8 @@ def main() -> None:
     for name, command in (("prepare", prepare), ("certs", certs), ("metrics", metrics), ("completion", completion)):
         if arguments.command == name and rest:
             command.error(f"unknown arguments: {' '.join(rest)}")
-    sys.exit(run_command(lambda: _COMMANDS[arguments.command](arguments, rest)))
+    refused = EXIT_USAGE if getattr(arguments, "dry_run", False) else EXIT_ERROR
+    sys.exit(run_command(lambda: _COMMANDS[arguments.command](arguments, rest), refused=refused))
 
 
 def _prepare(arguments: argparse.Namespace, _rest: list[str]) -> None:
@@ -124,6 +130,11 @@ def _prepare(arguments: argparse.Namespace, _rest: list[str]) -> None:
 
 
 def _serve(arguments: argparse.Namespace, rest: list[str]) -> None:
+    if arguments.dry_run:
+        from selector_server.dry_run import plan_serving
+
+        dry_run(arguments, rest, plan_serving)
+        return
     config = read_config(arguments, rest)  # before the seconds that torch takes to import
     from selector_server.scale_out.launch import launch
 

@@ -23,8 +23,7 @@ def listen(config: ServerConfig) -> tuple[grpc.aio.Server, str]:
         ConfigError: an address that is taken or no address, files that can't be used, or a server that other machines
             could reach unprotected.
     """
-    tokens = TokenFile(config.token_file)
-    _require_protection(config, has_tokens=not tokens.is_empty)
+    tokens = require_listenable(config)
     interceptors = None if tokens.is_empty else [Authenticator(tokens)]
     server = grpc.aio.server(options=server_options(config.limits), interceptors=interceptors)
     address = with_port(config.host, config.port)
@@ -39,6 +38,19 @@ def listen(config: ServerConfig) -> tuple[grpc.aio.Server, str]:
             "server.port, or 0 for a free one"
         ) from None
     return server, with_port(config.host, port)
+
+
+def require_listenable(config: ServerConfig) -> TokenFile:
+    """Check all that listening takes but the port: protection, tokens, certificates. Gives the tokens.
+
+    Raises:
+        ConfigError: what is missing, or files that can't be used.
+    """
+    tokens = TokenFile(config.token_file)
+    _require_protection(config, has_tokens=not tokens.is_empty)
+    if config.tls:
+        server_credentials(config.tls)
+    return tokens
 
 
 def _require_protection(config: ServerConfig, *, has_tokens: bool) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,32 @@ def print_completion(arguments: argparse.Namespace, _rest: list[str]) -> None:
     print(completion_script(arguments.completed, arguments.shell))
 
 
+def add_dry_run_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that asks for `dry_run`."""
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the configuration as it was read and what it will take, check what can be checked, and stop",
+    )
+
+
+def dry_run(arguments: argparse.Namespace, rest: Sequence[str], plan: Callable[[Config], Iterable[str]]) -> None:
+    """Print the configuration that arguments name, and the lines of a plan for it; of several ranks the first prints.
+
+    What is printed is TOML, which read as a configuration gives this one.
+    """
+    from shared.resolved import resolved_lines
+
+    config = read_config(arguments, rest)
+    lines = [*resolved_lines(config, arguments.config, rest), ""]
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first:
+        print(*lines, sep="\n")
+    for line in [*plan(config), "ready: nothing was bound, written or loaded"]:
+        if is_first:
+            print(f"# {line}")
+
+
 def read_config(arguments: argparse.Namespace, rest: Sequence[str]) -> Config:
     """The configuration that a command's arguments name; from here on log lines look as it says."""
     config = load_config(arguments.config, list(rest))
@@ -75,8 +101,13 @@ def _tell(error: SubbatchError) -> None:
         print("error:", text, file=sys.stderr)
 
 
-def run_command(main: Callable[[], None]) -> int:
-    """Run a command; an error of ours becomes one line on standard error and an exit code other than 0."""
+def run_command(main: Callable[[], None], *, refused: int = EXIT_ERROR) -> int:
+    """Run a command; an error of ours becomes one line on standard error and an exit code other than 0.
+
+    Args:
+        main: The command.
+        refused: The exit code of errors other than a wrong configuration's, which is 2.
+    """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
@@ -88,7 +119,7 @@ def run_command(main: Callable[[], None]) -> int:
         main()
     except SubbatchError as error:
         _tell(error)
-        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_ERROR
+        return EXIT_USAGE if isinstance(error, ConfigError) else refused
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -30,7 +30,7 @@ from shared.selection_config import SelectionConfig
 from shared.telemetry_config import LogConfig, TraceConfig
 from shared.timing import Timing
 
-_ENV_PREFIX, _ENV_DELIMITER = "SUBBATCH_", "__"
+ENV_PREFIX, ENV_DELIMITER = "SUBBATCH_", "__"
 CONFIG_VARIABLE = "SUBBATCH_CONFIG"
 # Secrets are no part of the tree, so that no dump of it can show them: shared/tokens.py.
 TOKEN_VARIABLE, TOKENS_VARIABLE = "SUBBATCH_TOKEN", "SUBBATCH_TOKENS"
@@ -334,8 +334,8 @@ class Config(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
-        env_prefix=_ENV_PREFIX,
-        env_nested_delimiter=_ENV_DELIMITER,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_DELIMITER,
         cli_prog_name="",
         cli_hide_none_type=True,
         cli_implicit_flags=True,
@@ -407,8 +407,8 @@ def load_config(path: Path | None, overrides: list[str] | None = None) -> Config
 
 def _unknown_variables() -> list[str]:
     """Environment variables with our prefix that name no branch; pydantic-settings would ignore them without a word."""
-    ours = [name.upper() for name in sorted(os.environ) if name.upper().startswith(_ENV_PREFIX)]
-    branches = [f"{_ENV_PREFIX}{branch.upper()}{_ENV_DELIMITER}" for branch in Config.model_fields]
+    ours = [name.upper() for name in sorted(os.environ) if name.upper().startswith(ENV_PREFIX)]
+    branches = [f"{ENV_PREFIX}{branch.upper()}{ENV_DELIMITER}" for branch in Config.model_fields]
     return [
         f"environment variable {name} names no key; known ones begin with {', '.join(branches)}"
         for name in ours

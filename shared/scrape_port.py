@@ -83,9 +83,7 @@ class ScrapePort:
             ConfigError: an address that is taken or no address, files that can't be used, or a port that other machines
                 could reach unprotected.
         """
-        _require_protection(config, has_tokens=reader.may_read is not None, branch=branch)
-        if config.tls:
-            _context(config.tls, branch)
+        require_usable(config, has_tokens=reader.may_read is not None, branch=branch)
         try:
             self._server = _Server(config, routes, reader, branch)
         except OSError as error:
@@ -206,6 +204,17 @@ def _context(tls: TlsConfig, branch: str) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{branch}.tls can't be used: {error}: give PEM files that belong together") from None
     return context
+
+
+def require_usable(config: MetricsConfig, *, has_tokens: bool, branch: str) -> None:
+    """Check all that listening takes but the port: protection and certificates.
+
+    Raises:
+        ConfigError: what is missing, or files that can't be used.
+    """
+    _require_protection(config, has_tokens=has_tokens, branch=branch)
+    if config.tls:
+        _context(config.tls, branch)
 
 
 def _require_protection(config: MetricsConfig, *, has_tokens: bool, branch: str) -> None:

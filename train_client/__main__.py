@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from shared.cli import (
+    EXIT_ERROR,
+    EXIT_USAGE,
     add_completion_argument,
     add_config_argument,
+    add_dry_run_argument,
+    dry_run,
     make_console,
     print_completion,
     read_config,
     run_command,
 )
+from shared.errors import ConfigError
 from shared.metric_list import add_metrics_arguments, print_metrics
 from train_client.bench.arguments import add_arguments as add_bench_arguments
 from train_client.evaluate.arguments import add_arguments as add_evaluate_arguments
@@ -29,6 +35,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="train on sub-batches; start it with accelerate launch or torchrun")
+    add_dry_run_argument(train)
+    train.add_argument(
+        "--measured", type=Path, metavar="DIR", help="--dry-run: predict waits from this --out of `bench overlap`"
+    )
     add_config_argument(train)
 
     doctor = commands.add_parser("doctor", help="look for what would keep a job from training, and say what to do")
@@ -74,10 +84,18 @@ def main() -> None:
             command.error(f"unknown arguments: {' '.join(rest)}")
     if arguments.command == "demo" and arguments.steps < _FEWEST_STEPS:
         demo.error(f"--steps {arguments.steps} is too few to compare anything: give at least {_FEWEST_STEPS}")
-    sys.exit(run_command(lambda: _COMMANDS[arguments.command](arguments, rest)))
+    refused = EXIT_USAGE if getattr(arguments, "dry_run", False) else EXIT_ERROR
+    sys.exit(run_command(lambda: _COMMANDS[arguments.command](arguments, rest), refused=refused))
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
+    if arguments.dry_run:
+        from train_client.dry_run import plan_training
+
+        dry_run(arguments, rest, partial(plan_training, measured=arguments.measured))
+        return
+    if arguments.measured:
+        raise ConfigError(f"--measured {arguments.measured} is for --dry-run: leave it out, or add --dry-run")
     config = read_config(arguments, rest)  # before the seconds that torch takes to import
     from train_client.train import train
 

@@ -51,11 +51,12 @@ def train(config: Config) -> None:
         SubbatchError: anything that keeps the run from starting or going on, with the remedy.
     """
     settings = config.train
-    resume = _check_inputs(config)
+    resume = check_inputs(config)
+    _make_output(settings.output)
     accelerator = make_accelerator(config)
     set_seed(config.run.seed, device_specific=True)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
-    heldout = _open_heldout(config, tokenizer)
+    heldout = open_heldout(config, tokenizer)
     model = make_model(config, accelerator.device)
     optimizer, scheduler = make_optimizer(config, model)
     accelerator.register_for_checkpointing(scheduler)
@@ -108,7 +109,7 @@ def train(config: Config) -> None:
     accelerator.end_training()
 
 
-def _check_inputs(config: Config) -> Path | None:
+def check_inputs(config: Config) -> Path | None:
     """Look at everything that costs little before the model is loaded; gives the checkpoint to resume from, if any.
 
     Raises:
@@ -125,10 +126,11 @@ def _check_inputs(config: Config) -> Path | None:
             f"train.gradient_check_every is {config.train.gradient_check_every}, which reads large batches from "
             'data.store, and client.payload is "records": set it to 0, or client.payload to "indices"'
         )
-    try:
-        config.train.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"train.output {config.train.output} can't be written: {error.strerror}") from None
+    where = config.train.output.absolute()
+    while not where.exists():
+        where = where.parent
+    if not where.is_dir() or not os.access(where, os.W_OK | os.X_OK):
+        raise ConfigError(f"train.output {config.train.output} can't be written: no folder can be made in {where}")
     resume = config.train.resume
     if str(resume) == "latest":
         return latest_checkpoint(config.train.output)
@@ -137,7 +139,14 @@ def _check_inputs(config: Config) -> Path | None:
     return resume
 
 
-def _open_heldout(config: Config, tokenizer: Any) -> Store | None:
+def _make_output(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"train.output {folder} can't be written: {error.strerror}") from None
+
+
+def open_heldout(config: Config, tokenizer: Any) -> Store | None:
     """The held-out rows, where there are any; they are on this machine, whatever `client.payload` says.
 
     Raises:

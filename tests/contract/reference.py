@@ -82,7 +82,8 @@ def _configuration() -> str:
         "`SUBBATCH_CONFIG` names), then from the environment, then from the command line; what comes later wins. A key",
         "`num_steps` of `[run]` is `SUBBATCH_RUN__NUM_STEPS` in the environment and `--run.num_steps` on the command",
         "line: two underscores, or a dot, for every level. An unknown key or an impossible value is an error that",
-        "names the nearest known key. Relative paths begin at the working directory.\n",
+        "names the nearest known key. Relative paths begin at the working directory. `--dry-run` prints the tree as it",
+        "was read, and where each value came from.\n",
         "Tokens are no part of the tree, so that nothing that prints it can show them: `SUBBATCH_TOKENS` (server) and",
         "`SUBBATCH_TOKEN` (trainers), or the files that `token_file` names.\n",
     ]
