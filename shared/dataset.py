@@ -200,7 +200,8 @@ class Store:
         touched, starts = np.unique(batches, return_index=True)
         for batch, mine in zip(touched.tolist(), np.split(order, starts[1:]), strict=False):
             yield batch, mine, numbers[mine] - self._batch_starts[batch]
-        self._account(ACCESS_BYTES * len(numbers))
+            # However many rows of a batch are asked for, not more than its column is read.
+            self._account(min(ACCESS_BYTES * len(mine), self._offsets[batch].nbytes + ACCESS_BYTES))
 
     def _account(self, num_bytes: int) -> None:
         if self._mapped is not None:

@@ -17,7 +17,7 @@ from shared.errors import DataError
 
 # What one access may bring in: the system maps 16 pages around one that is read.
 ACCESS_BYTES = 16 * mmap.PAGESIZE
-_BUDGET_BYTES = 1 << 27
+_BUDGET_BYTES, _KEPT_BYTES = 1 << 27, 1 << 26
 # Not on Windows, where the system decides.
 _CAN_ADVISE = hasattr(mmap, "MADV_DONTNEED")
 
@@ -54,21 +54,34 @@ class MappedRows:
             wanted = ", ".join(f"{field.name} {field.type}" for field in schema)
             raise DataError(f"{file} has the columns {columns}, a store has {wanted}: prepare the data again")
         self._read = 0
+        self._given_back = [(0, len(self._map))]
 
     def prefetch(self, buffers: Iterable[pa.Buffer | None]) -> None:
-        """Have the system read parts of the file into its cache, meanwhile; that isn't memory of this process."""
-        if not _CAN_ADVISE:
-            return
+        """Have the system read parts of the file into its cache, meanwhile; that isn't memory of this process.
+
+        Those that every draw reads: unless they are large, what has been read of them is not given back.
+        """
+        ranges = []
         for buffer in buffers:
-            if buffer is None or not buffer.size:  # of a batch without rows
-                continue
-            start = buffer.address - self._whole.address
-            first = start - start % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, first, start + buffer.size - first)
+            if buffer is not None and buffer.size:  # else of a batch without rows
+                start = buffer.address - self._whole.address
+                ranges.append((start - start % mmap.PAGESIZE, _to_page(start + buffer.size)))
+        for start, end in ranges:
+            if _CAN_ADVISE:
+                self._map.madvise(mmap.MADV_WILLNEED, start, min(end, len(self._map)) - start)
+        if sum(end - start for start, end in ranges) <= _KEPT_BYTES:
+            starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
+            between = zip([0, *ends], [*starts, len(self._map)], strict=True)
+            self._given_back = [(start, end - start) for start, end in between if start < end]
 
     def account(self, num_bytes: int) -> None:
         """Say that so much was read. Views of the batches stay good, whatever is given back."""
         self._read += num_bytes
         if self._read > _BUDGET_BYTES and _CAN_ADVISE:
-            self._map.madvise(mmap.MADV_DONTNEED)
+            for start, size in self._given_back:
+                self._map.madvise(mmap.MADV_DONTNEED, start, size)
             self._read = 0
+
+
+def _to_page(place: int) -> int:
+    return -(-place // mmap.PAGESIZE) * mmap.PAGESIZE
