@@ -28,6 +28,7 @@ def job(rank: int, folder: Path, is_settled: bool) -> None:
     train(resumed, 2, rank)
     if rank == 0:
         torch.save([weights[3], resumed.module.state_dict()], folder / "weights.pt")
+    del model, resumed  # a DDP model that is freed after its process group can wait for ever
     torch.distributed.destroy_process_group()
 
 
