@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from selector_server.live.lanes import lanes, selector_spans, trainer_spans
 from selector_server.live.recent import Recent
+from selector_server.live.top import view
 from selector_server.live.verdict import flow, verdict
 from shared.pb.v1 import selector_pb2 as pb
 
@@ -159,3 +163,23 @@ def test_the_lanes_show_as_much_waiting_as_there_was() -> None:
     assert lines[0].count("█") > 80
     assert lines[1].startswith("trainers")
     assert 30 <= lines[1].count("░") <= 60
+
+
+def test_the_terminal_view_shows_cause_remedy_progress_and_source_shares() -> None:
+    status = made(training=1.0, selecting=2.0)
+    status.detail.sub_batch_size, status.detail.large_batch_size = 16, 32
+    status.detail.sources["gsm"].CopyFrom(pb.SourceRows(drawn=30, picked=5))
+    status.detail.sources["math"].CopyFrom(pb.SourceRows(drawn=10, picked=15))
+    status.detail.verdict.CopyFrom(told(status))
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(view("host:1", [status], age_s=0.0, width=110))
+    shown = console.export_text()
+    assert "Trainers wait 50% of the time for the selector" in shown
+    assert "what helps: score faster" in shown
+    assert "20 of 1000 steps trained" in shown
+    assert [line.split()[1:4] for line in shown.splitlines() if " gsm " in line or " math " in line] == [
+        ["gsm", "75.0%", "25.0%"],
+        ["math", "25.0%", "75.0%"],
+    ]
+    console.print(view("host:1", [status], age_s=9.0, width=110))
+    assert "hasn't answered for 9 s" in console.export_text()
