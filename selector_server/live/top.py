@@ -103,8 +103,10 @@ def _sources(status: pb.RunStatus) -> RenderableType:
     picked = sum(rows.picked for _, rows in sources) or 1
     most = max(max(rows.drawn / drawn, rows.picked / picked) for _, rows in sources) or 1.0
     table = Table(box=None, padding=(0, 1), header_style="dim")
-    for name, justify in (("source", "left"), ("drawn", "right"), ("picked", "right"), ("", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("source")
+    table.add_column("drawn", justify="right")
+    table.add_column("picked", justify="right")
+    table.add_column("")
     for name, rows in sources[:_MOST_SOURCES]:
         share = rows.picked / picked
         bar = ProgressBar(total=most, completed=share, width=_BAR_WIDTH, complete_style="cyan", finished_style="cyan")
